@@ -1,0 +1,1 @@
+"""The backends that lower the one model definition; `registry` finds them, `contract` says what they are."""

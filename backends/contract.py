@@ -1,0 +1,138 @@
+"""What a backend is: `Backend` builds an artefact and loads it as an `Engine`; the harness drives the engine.
+
+This file imports no framework, and neither may the top of any backend's module: a backend imports
+its framework inside `probe`, `build` and `load`, so that listing backends stays cheap everywhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+POISON = 1024.0
+"""What `Engine.poison` writes to every element of K and V: large, finite, and exact in every dtype."""
+
+
+class Unsupported(Exception):
+    """Say that a backend cannot do this work, with the compiler's own reason; raised by `build` or `load`."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The fixed shapes one engine is built for."""
+
+    batch: int
+    """Sequences, B."""
+    prompts: tuple[int, ...]
+    """Every T that `stage` may bring, ascending."""
+    capacity: int
+    """Positions in the cache: no step writes at `capacity` or beyond."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device an engine is built for; `build` may run where that device is not."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    dtype: str
+    """Stored dtype of weights, cache and activations: `float32`, `bfloat16` or `float16`."""
+    architecture: str
+    """`sm_90`, `sm_80`, ... for a GPU; the machine's name (`x86_64`) for a CPU."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option a backend takes in brackets after its name."""
+
+    help: str
+    values: tuple[str, ...] = ()
+    """The values it may have; empty for a switch that takes none. The first value is the default."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a backend can do in this environment."""
+
+    reason: str | None = None
+    """Why it is not usable; None if it is."""
+    install: str | None = None
+    """The command that would make it usable."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    """Device kinds it can run on here: `cpu`, `cuda`."""
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        """Whether an engine can be built and run here."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What `build` made: enough for `load`, here or in a later process."""
+
+    config: DecoderConfig
+    shapes: Shapes
+    target: Target
+    options: Mapping[str, str]
+    definition: str
+    """`common` (traced from models/decoder.py), `own` or `imported`."""
+    provenance: str
+    """`stock`, `configured` (public settings) or `patched: NAME, ...` (passes or kernels of ours)."""
+    payload: Any = None
+    """Whatever the backend needs to load it."""
+
+
+class Engine(Protocol):
+    """One loaded model with its cache. Calls may return before the device is done, except where noted."""
+
+    def stage(self, tokens: np.ndarray) -> None:
+        """Copy tokens [B, T] int32 to the device; T is one of `Shapes.prompts`. Outside every clock."""
+
+    def prefill(self) -> None:
+        """Run the staged tokens from position 0; the length becomes T, the next token stays on the device."""
+
+    def decode(self) -> None:
+        """Run one step for every sequence from the device's next token; the cache grows by one position."""
+
+    def rewind(self, length: int) -> None:
+        """Set the length, so that the next decode writes at position `length`; copies and recompiles nothing."""
+
+    def feed(self, tokens: np.ndarray) -> None:
+        """Overwrite the device's next token with tokens [B] int32; the compiled step stays the same."""
+
+    def poison(self, length: int) -> None:
+        """Write `POISON` to K and V of every layer at positions >= length."""
+
+    def logits(self) -> np.ndarray:
+        """Return the last step's logits [B, V] as float32 on the host; waits for the device. Never timed."""
+
+    def sync(self) -> None:
+        """Return when the device is idle."""
+
+    def close(self) -> None:
+        """Free the device's memory; the engine is not used again."""
+
+
+class Backend(Protocol):
+    """A compiler, a runtime or a library that can run the model."""
+
+    name: str
+    options: Mapping[str, Option]
+
+    def probe(self) -> Probe:
+        """Tell whether the backend works here; cheap, never raises, runs in the backend's own Python."""
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Compile what can be compiled without the weights; raises Unsupported."""
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights and make the engine ready to stage; raises Unsupported."""

@@ -1,0 +1,1 @@
+"""The workbench: gate, clock, worker, record and command line around the backends."""

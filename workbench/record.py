@@ -1,0 +1,184 @@
+"""The record: one frozen, versioned row of results, and the key that says when two rows are the same work.
+
+SI units are in the field names; a number that could not exist is None. The history of `SCHEMA`:
+1: first version.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+OK = "ok"
+UNSTABLE = "unstable"
+TIMED = (OK, UNSTABLE)
+"""The only statuses that carry times."""
+STATUSES = (
+    OK,
+    UNSTABLE,
+    "unsupported",
+    "missing",
+    "build_failed",
+    "oom",
+    "timeout",
+    "crashed",
+    "wrong",
+    "implausible",
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds for one prefill (drained) or one decode step (chained)."""
+
+    median: float
+    """Median of the processes' medians."""
+    low: float
+    """Lower end of the 95 % interval of the median, by two-level bootstrap."""
+    high: float
+    """Upper end of that interval."""
+    p50: float
+    """Percentile of all samples pooled."""
+    p95: float
+    """Percentile of all samples pooled."""
+
+
+@dataclass(frozen=True)
+class ProcessRun:
+    """What one worker process measured, in the order it happened."""
+
+    samples_s: tuple[float, ...]
+    enqueue_s: tuple[float, ...] = ()
+    """Host time of each drained sample until the call returned; empty for chained ones."""
+    clocks: Json = field(default_factory=dict)
+    """What the parent saw of the device meanwhile."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished row."""
+
+    run: str
+    """Identifies the `compare` call."""
+    created: str
+    """When the row was finished, ISO 8601 in UTC."""
+    workbench: str
+    """Version of this project."""
+    backend: str
+    options: dict[str, str]
+    definition: str | None
+    """`common`, `own` or `imported`; None if the backend never came so far."""
+    provenance: str | None
+    """`stock`, `configured` or `patched: NAME, ...`."""
+    model: str
+    """Preset's name or checkpoint folder's name."""
+    weights: str
+    """Checksum over every element of every tensor as loaded, names, order and layout included."""
+    phase: str
+    """`prefill` or `decode`."""
+    batch: int
+    prompt: int | None
+    """Tokens a sequence of a prefill; None for decode."""
+    context: int | None
+    """Cached positions before the first timed decode step; None for prefill."""
+    steps: int | None
+    """Decode steps in one chained sample; None for prefill."""
+    dtype: str
+    device: str
+    gpu: Json
+    """`name`, `uuid`, `driver`; for a CPU its name, its threads and nothing else."""
+    status: str
+    reason: str | None
+    clock: str
+    """`drained` or `chained`."""
+    protocol: Json
+    """What was held equal: gate, stop rule, processes."""
+    time_s: Time | None = None
+    processes: tuple[ProcessRun, ...] = ()
+    enqueue_s: float | None = None
+    """Median host time of a drained sample until the call returned."""
+    tokens_per_s: float | None = None
+    limit_share: float | None = None
+    """Least time the ceilings allow over the median time; None where it says nothing (see warnings)."""
+    ceilings: Json = field(default_factory=dict)
+    build_s: Json = field(default_factory=dict)
+    """`cold` and `warm`: from `build()` to the first synchronised token of every shape."""
+    load_s: float | None = None
+    peak_bytes: Json = field(default_factory=dict)
+    """`total`, `weights`, `cache`, `rest`."""
+    error_ratio: float | None = None
+    """Worst error of the checked logits over that of torch in the same dtype."""
+    kernels: Json | None = None
+    warnings: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def name(self) -> str:
+        """The backend with its options, as typed: `compile[mode=max-autotune]`."""
+        return backend_name(self.backend, self.options)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the row carries a time."""
+        return self.status in TIMED
+
+
+def backend_name(backend: str, options: Mapping[str, str]) -> str:
+    """Write a backend with its options as a user types it; a switch has the empty string as its value."""
+    if not options:
+        return backend
+    inner = ",".join(key if value == "" else f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{backend}[{inner}]"
+
+
+WORK_FIELDS = ("model", "weights", "phase", "batch", "prompt", "context", "steps", "dtype", "clock", "protocol")
+"""What two rows must share before their times may be compared, besides the device itself."""
+
+
+def device_identity(record: Record) -> Json:
+    """Name the hardware of a record, so that only rows of one kind of device are compared."""
+    return {"device": record.device.split(":")[0], "name": record.gpu.get("name")}
+
+
+def row_key(record: Record) -> str:
+    """Identify the work, the backend and where it ran; rows of equal key measure the same thing again."""
+    parts: Json = {name: getattr(record, name) for name in WORK_FIELDS}
+    parts |= {"backend": record.backend, "options": record.options, "versions": record.versions}
+    parts |= {"gpu": record.gpu, "device": record.device.split(":")[0]}
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_json(record: Record) -> Json:
+    """Turn a record into plain JSON values."""
+    return dataclasses.asdict(record)
+
+
+def from_json(row: Json) -> Record:
+    """Read a record of any known schema; raises ValueError for one that is none."""
+    schema = row.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"unknown schema {schema!r}; this version reads up to {SCHEMA}")
+    try:
+        values = dict(row)
+        values["time_s"] = Time(**row["time_s"]) if row["time_s"] else None
+        values["processes"] = tuple(
+            ProcessRun(tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"])
+            for run in row["processes"]
+        )
+        values["warnings"] = tuple(row["warnings"])
+        record = Record(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a record: {error}") from error
+    if record.status not in STATUSES:
+        raise ValueError(f"unknown status {record.status!r}")
+    if record.timed != (record.time_s is not None):
+        raise ValueError(f"status {record.status!r} does not go with time_s={record.time_s}")
+    return record
