@@ -1,0 +1,155 @@
+"""What the parent asks of a worker process and what comes back: plain values that survive JSON.
+
+A job goes to the worker as one JSON object on standard input. Events come back as JSON lines on a
+pipe of their own: `{"event": "stage", "stage": S, "group": I}` whenever the work enters a stage with a
+time limit, `{"event": "row", "result": RowResult}` as soon as a row is finished,
+`{"event": "failure", "status", "reason", "group"}` when a group of rows cannot be had, and last
+`{"event": "done", "result": ...}`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from backends.contract import Shapes
+
+Json = dict[str, Any]
+
+STAGES = ("start", "load", "build", "gate", "time")
+"""In the order a group passes them; `start` covers the interpreter, imports and opening the weights."""
+
+
+@dataclass(frozen=True)
+class RowJob:
+    """One row to time on an engine."""
+
+    key: str
+    """Names the row's side file; equal for all repeats of the row."""
+    phase: str
+    """`prefill` or `decode`."""
+    length: int
+    """Prompt tokens of a prefill, cached positions before the first timed step of a decode."""
+    steps: int | None
+    """Decode steps in one chained sample."""
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """Rows that share one engine: built, gated, timed and gated again together."""
+
+    shapes: Shapes
+    golden: str
+    """Path of the golden file that the engine's logits are held against."""
+    rows: tuple[RowJob, ...]
+
+
+@dataclass(frozen=True)
+class MeasureJob:
+    """Everything one backend does in one process: the weights are loaded once for all groups."""
+
+    backend: str
+    options: dict[str, str]
+    model: str
+    """Checkpoint folder."""
+    dtype: str
+    device: str
+    seed: int
+    budget_s: float
+    """Time that the samples of one row may take."""
+    groups: tuple[GroupJob, ...]
+    kind: str = "measure"
+
+
+@dataclass(frozen=True)
+class GoldenJob:
+    """Compute the golden logits and mutants of some groups, each into its own file."""
+
+    model: str
+    dtype: str
+    device: str
+    seed: int
+    groups: tuple[GroupJob, ...]
+    kind: str = "golden"
+
+
+@dataclass(frozen=True)
+class CeilingsJob:
+    """Measure a large copy's bandwidth and a large product's rate."""
+
+    device: str
+    dtype: str
+    burst_s: float
+    """How long one burst lasts, like the timed samples it is compared with."""
+    kind: str = "ceilings"
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """Ask a backend whether it works in this environment; the result is `contract.Probe` as JSON."""
+
+    backend: str
+    kind: str = "probe"
+
+
+@dataclass(frozen=True)
+class PresetJob:
+    """Write a preset's weights as a checkpoint folder."""
+
+    preset: str
+    dtype: str
+    folder: str
+    kind: str = "preset"
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What one process measured of one row; the parent keeps it as a side file until the row is finished."""
+
+    key: str
+    status: str
+    reason: str | None = None
+    samples_s: tuple[float, ...] = ()
+    enqueue_s: tuple[float, ...] = ()
+    build_s: float | None = None
+    """From `build()` to the first synchronised token of every shape, less the loading of weights."""
+    load_s: float | None = None
+    peak_bytes: int | None = None
+    """Host memory at its highest less what it was before the weights, as the worker sees it; a GPU's is
+    seen by the parent."""
+    error_ratio: float | None = None
+    definition: str | None = None
+    provenance: str | None = None
+    weights: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    clocks: Json = field(default_factory=dict)
+    """Filled in by the parent: what it saw of the device while the row was timed."""
+
+
+def to_json(value: Any) -> Json:
+    """Turn a job or a result into plain JSON values."""
+    return dataclasses.asdict(value)
+
+
+def read_groups(rows: list[Json]) -> tuple[GroupJob, ...]:
+    """Rebuild the groups of a job from JSON."""
+    return tuple(
+        GroupJob(
+            shapes=Shapes(
+                batch=row["shapes"]["batch"],
+                prompts=tuple(row["shapes"]["prompts"]),
+                capacity=row["shapes"]["capacity"],
+            ),
+            golden=row["golden"],
+            rows=tuple(RowJob(**each) for each in row["rows"]),
+        )
+        for row in rows
+    )
+
+
+def read_row_result(row: Json) -> RowResult:
+    """Rebuild a row's result from JSON; raises TypeError if it is none."""
+    values = dict(row)
+    for name in ("samples_s", "enqueue_s", "warnings"):
+        values[name] = tuple(values.get(name, ()))
+    return RowResult(**values)
