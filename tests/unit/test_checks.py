@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.contract import Shapes
+from workbench.checks import (
+    DISTINCT_ROWS,
+    FORCED_STEPS,
+    capacity_for,
+    check_lengths,
+    gate_tokens,
+    repeat_rows,
+    workload_tokens,
+)
+
+
+def test_lengths_hold_the_context_the_prompts_the_first_seventeen_and_the_edges():
+    lengths = check_lengths(Shapes(1, (50, 200), capacity_for(200, 32)), filled=200)
+    edges = {31, 32, 33, 63, 64, 65, 127, 128, 129}
+    assert set(lengths) == {200, 50} | set(range(1, 18)) | edges
+
+
+def test_a_context_just_below_an_edge_keeps_the_neighbours_it_reaches():
+    assert check_lengths(Shapes(1, (31,), capacity_for(31, 1)), filled=31)[:2] == (31, 17)
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.integers(1, 6000))
+def test_lengths_descend_and_leave_room_for_the_forced_steps(filled: int, steps: int, capacity: int):
+    for room in (capacity, capacity_for(filled, steps)):
+        lengths = check_lengths(Shapes(1, (filled,), room), filled)
+        assert list(lengths) == sorted(set(lengths), reverse=True)
+        assert all(1 <= length <= filled and length + FORCED_STEPS <= room for length in lengths)
+    assert lengths[0] == filled
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 117), (17, 117), (64, 164)])
+def test_capacity_fits_the_timed_steps_and_a_position_beyond_the_checks(steps: int, expected: int):
+    assert capacity_for(100, steps) == expected
+
+
+def test_workload_tokens_differ_by_sequence_and_seed_but_not_by_batch():
+    tokens = workload_tokens(1000, 3, 40, seed=7)
+    assert tokens.shape == (3, 40)
+    assert tokens.dtype == np.int32
+    assert tokens.min() >= 0
+    assert tokens.max() < 1000
+    assert len({row.tobytes() for row in tokens}) == 3
+    assert np.array_equal(workload_tokens(1000, 5, 40, seed=7)[:3], tokens)
+    assert not np.array_equal(workload_tokens(1000, 3, 40, seed=8), tokens)
+
+
+def test_gate_tokens_repeat_four_sequences():
+    tokens = gate_tokens(1000, 10, 20, seed=1)
+    assert len({row.tobytes() for row in tokens}) == DISTINCT_ROWS
+    assert np.array_equal(tokens[9], tokens[1])
+    assert np.array_equal(tokens, repeat_rows(tokens[:DISTINCT_ROWS], 10))

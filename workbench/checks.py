@@ -1,0 +1,49 @@
+"""Where an engine's logits are checked, and with which tokens it is fed; pure, so that all agree."""
+
+import numpy as np
+
+from backends.contract import Shapes
+
+FORCED_STEPS = 16
+"""Decode steps with given tokens after each rewind: one whole page of 16, so one of them crosses its edge."""
+DISTINCT_ROWS = 4
+"""Sequences the gate draws; batch row i repeats sequence i % 4, so every row is checked at the cost of 4."""
+
+
+def check_lengths(shapes: Shapes, filled: int) -> tuple[int, ...]:
+    """List the cached lengths at which decode is checked, descending, for a cache of `filled` positions.
+
+    They are `filled`, every prompt, 1 to 17, and page and block edges (16, 32, ...) with their neighbours.
+    Descending, since `poison(length)` destroys what lies beyond; each leaves room for the forced steps.
+    """
+    edge, lengths = 16, {filled, *shapes.prompts, *range(1, 18)}
+    while edge - 1 <= filled:
+        lengths |= {edge - 1, edge, edge + 1}
+        edge *= 2
+    room = min(filled, shapes.capacity - FORCED_STEPS)
+    return tuple(sorted((length for length in lengths if 1 <= length <= room), reverse=True))
+
+
+def capacity_for(context: int, steps: int) -> int:
+    """Count the cache positions that `steps` timed steps and the checks need after `context` positions.
+
+    The checks want one position beyond their last step, where an engine that reads too far meets poison.
+    """
+    return context + max(steps, FORCED_STEPS + 1)
+
+
+def workload_tokens(vocab: int, batch: int, length: int, seed: int) -> np.ndarray:
+    """Draw tokens int32 [batch, length], different for each sequence and the same whatever the batch."""
+    rows = [np.random.default_rng((seed, row)).integers(0, vocab, length) for row in range(batch)]
+    return np.stack(rows).astype(np.int32)
+
+
+def gate_tokens(vocab: int, batch: int, length: int, seed: int) -> np.ndarray:
+    """Draw the gate's tokens int32 [batch, length]; row i is sequence i % 4."""
+    distinct = workload_tokens(vocab, min(batch, DISTINCT_ROWS), length, seed)
+    return repeat_rows(distinct, batch)
+
+
+def repeat_rows(rows: np.ndarray, batch: int) -> np.ndarray:
+    """Repeat the distinct rows of an array [rows, ...] in turn until there are `batch` of them."""
+    return rows[np.arange(batch) % len(rows)]
