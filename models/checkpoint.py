@@ -1,0 +1,289 @@
+"""Hugging Face safetensors folders, opened by their headers and read one fused tensor at a time.
+
+Every backend gets the same tensors under the names `models.decoder` reads: q, k and v in one matrix,
+gate and up in another.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from safetensors import SafetensorError, safe_open
+
+from models.config import DecoderConfig, read_config
+from models.errors import UserError
+
+T = TypeVar("T")
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""Dtypes a model can be stored and run in."""
+
+SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class FusedTensor:
+    """One tensor the definition reads, and the checkpoint tensors it is joined from along axis 0."""
+
+    name: str
+    shape: Shape
+    parts: tuple[tuple[str, Shape], ...]
+
+
+def fused_layout(config: DecoderConfig) -> tuple[FusedTensor, ...]:
+    """List every tensor of the model, in the canonical order."""
+    hidden = config.hidden_size
+    layout = [_fuse("embed.weight", (_EMBEDDING, (config.vocab_size, hidden)))]
+    for layer in range(config.layers):
+        layout += _layer_layout(config, layer)
+    layout.append(_fuse("norm.weight", ("model.norm.weight", (hidden,))))
+    if not config.tied_embeddings:
+        layout.append(_fuse("head.weight", (_HEAD, (config.vocab_size, hidden))))
+    return tuple(layout)
+
+
+def _layer_layout(config: DecoderConfig, layer: int) -> Iterator[FusedTensor]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+
+    def fuse(name: str, *parts: tuple[str, Shape]) -> FusedTensor:
+        full = [(f"model.layers.{layer}.{part}", shape) for part, shape in parts]
+        return _fuse(f"layers.{layer}.{name}", *full)
+
+    projections = (("q_proj", queries), ("k_proj", keys), ("v_proj", keys))
+    yield fuse("attention_norm.weight", ("input_layernorm.weight", (hidden,)))
+    yield fuse("qkv.weight", *((f"self_attn.{name}.weight", (rows, hidden)) for name, rows in projections))
+    if config.qkv_bias:
+        yield fuse("qkv.bias", *((f"self_attn.{name}.bias", (rows,)) for name, rows in projections))
+    if config.qk_norm:
+        yield fuse("q_norm.weight", ("self_attn.q_norm.weight", (config.head_dim,)))
+        yield fuse("k_norm.weight", ("self_attn.k_norm.weight", (config.head_dim,)))
+    yield fuse("o.weight", ("self_attn.o_proj.weight", (hidden, queries)))
+    yield fuse("mlp_norm.weight", ("post_attention_layernorm.weight", (hidden,)))
+    gate_up = (("mlp.gate_proj.weight", (inner, hidden)), ("mlp.up_proj.weight", (inner, hidden)))
+    yield fuse("gate_up.weight", *gate_up)
+    yield fuse("down.weight", ("mlp.down_proj.weight", (hidden, inner)))
+
+
+def _fuse(name: str, *parts: tuple[str, Shape]) -> FusedTensor:
+    rows = sum(shape[0] for _, shape in parts)
+    return FusedTensor(name, (rows, *parts[0][1][1:]), parts)
+
+
+class Weights:
+    """The checked weights of one checkpoint folder, read from disk only as they are asked for."""
+
+    def __init__(self, config: DecoderConfig, dtype: str, folder: Path, files: Mapping[str, Path]) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.folder = folder
+        self.layout = fused_layout(config)
+        self.nbytes = sum(prod(each.shape) for each in self.layout) * NUMPY_DTYPES[dtype].itemsize
+        self._files = files
+        self._memo: dict[str, Any] = {}
+        self._checksum: str | None = None
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield (name, array) in the canonical order, each array fresh, writable and in `dtype`.
+
+        A caller that keeps none of them holds one tensor in memory at a time. Raises UserError naming
+        a tensor whose values cannot be used.
+        """
+        digest = xxhash.xxh3_128()
+        for tensor, parts in self._read():
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            del parts
+            _update(digest, tensor, [array], self.dtype)
+            yield tensor.name, array
+        self._checksum = digest.hexdigest()
+
+    def checksum(self) -> str:
+        """Return the xxh3-128 of every tensor's name, dtype, shape and bytes; free after one full reading."""
+        if self._checksum is None:
+            digest = xxhash.xxh3_128()
+            for tensor, parts in self._read():
+                _update(digest, tensor, parts, self.dtype)
+            self._checksum = digest.hexdigest()
+        return self._checksum
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """Return what `make` returned for `key` the first time: weights are placed on a device once."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return cast(T, self._memo[key])
+
+    def _read(self) -> Iterator[tuple[FusedTensor, list[Array]]]:
+        """Yield every fused tensor with its converted parts."""
+        with ExitStack() as stack:
+            shards = {path: stack.enter_context(_open(path)) for path in sorted(set(self._files.values()))}
+            for tensor in self.layout:
+                parts = [self._load(shards, name) for name, _ in tensor.parts]
+                if tensor.name == "embed.weight":
+                    self._check_tied(shards, parts[0])
+                yield tensor, parts
+
+    def _load(self, shards: Mapping[Path, Any], name: str) -> Array:
+        return _convert(shards[self._files[name]].get_tensor(name), self.dtype, name)
+
+    def _check_tied(self, shards: Mapping[Path, Any], embedding: Array) -> None:
+        """Refuse a head that differs from the embedding it is said to be tied to."""
+        if not self.config.tied_embeddings or _HEAD not in self._files:
+            return
+        if not np.array_equal(_bytes(self._load(shards, _HEAD)), _bytes(embedding)):
+            raise UserError(
+                f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
+                "tie_word_embeddings: set it to false or save the checkpoint again"
+            )
+
+
+def _update(digest: Any, tensor: FusedTensor, parts: list[Array], dtype: str) -> None:
+    digest.update(f"{tensor.name}|{dtype}|{tensor.shape}|".encode())
+    for part in parts:  # joined along the first axis, so the parts' bytes in order are the whole's
+        digest.update(_bytes(part))
+
+
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _convert(array: Array, dtype: str, name: str) -> Array:
+    """Round to `dtype`, nearest even; raises UserError for a finite value that it cannot hold."""
+    wanted = NUMPY_DTYPES[dtype]
+    if array.dtype == wanted:
+        return array if array.flags.writeable else array.copy()
+    with np.errstate(over="ignore"):
+        rounded = array.astype(wanted)
+    if dtype == "float16" and np.isinf(rounded).sum() > np.isinf(array).sum():
+        raise UserError(f"{name} has values beyond float16: use --dtype bfloat16 or float32")
+    return rounded
+
+
+def open_checkpoint(folder: Path, dtype: str) -> Weights:
+    """Open a checkpoint folder to be read as `dtype`; checks names, shapes and types by the headers alone.
+
+    Raises UserError naming the file or tensor that is damaged, missing, extra, misshapen or of another type.
+    """
+    if dtype not in NUMPY_DTYPES:
+        near = difflib.get_close_matches(dtype, NUMPY_DTYPES, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown dtype {dtype!r}: did you mean {near!r}?")
+    config = read_config(folder)
+    headers = {path: _read_header(path) for path in _find_shards(folder)}
+    files = {name: path for path, header in headers.items() for name in header}
+    _check_index(folder, headers)
+    tensors = {name: value for header in headers.values() for name, value in header.items()}
+    _check_tensors(config, folder, tensors, files)
+    return Weights(config, dtype, folder, files)
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if (folder / _INDEX).is_file():
+        return sorted({folder / shard for shard in _read_index(folder).values()})
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{folder / pickles[0]} is a pickle, which can run code when it is read: convert the checkpoint "
+            "with transformers, from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise UserError(f"{folder} has neither model.safetensors nor {_INDEX}: download or save it again")
+
+
+_INDEX = "model.safetensors.index.json"
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the index's tensor name -> shard file name."""
+    path = folder / _INDEX
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        if not weight_map or any(Path(shard).name != shard or not shard for shard in weight_map.values()):
+            raise ValueError("weight_map does not name files of this folder")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = "no weight_map" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): download or save it again") from error
+    return cast(dict[str, str], weight_map)
+
+
+def _check_index(folder: Path, headers: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuse an index that disagrees with its shards."""
+    if folder / "model.safetensors" in headers:
+        return
+    weight_map = _read_index(folder)
+    for name, shard in weight_map.items():
+        if name not in headers[folder / shard]:
+            raise UserError(
+                f"{folder / _INDEX} lists {name} in {shard}, which has no such tensor: save it again"
+            )
+    for path, header in headers.items():
+        for name in header:
+            if weight_map.get(name) != path.name:
+                raise UserError(f"{path} holds {name}, which {_INDEX} does not list there: save it again")
+
+
+def _open(path: Path) -> Any:
+    """Open one safetensors file, mapped; raises UserError if it is missing or damaged."""
+    try:
+        return safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: download or save the checkpoint again") from None
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): download or save it again") from error
+
+
+def _read_header(path: Path) -> dict[str, tuple[str, Shape]]:
+    """Return name -> (safetensors dtype, shape) of one file."""
+    with _open(path) as shard:
+        slices = ((name, shard.get_slice(name)) for name in shard.keys())  # noqa: SIM118 (not a mapping)
+        return {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices}
+
+
+def _check_tensors(
+    config: DecoderConfig,
+    folder: Path,
+    tensors: Mapping[str, tuple[str, Shape]],
+    files: Mapping[str, Path],
+) -> None:
+    """Hold the tensors found against those the configuration needs."""
+    needed = {name: shape for tensor in fused_layout(config) for name, shape in tensor.parts}
+    allowed = dict(needed)
+    if config.tied_embeddings:
+        allowed[_HEAD] = needed[_EMBEDDING]
+    for name in needed:
+        if name not in tensors:
+            raise UserError(f"{folder} has no tensor {name}, which its config.json needs: download it again")
+    for name, (dtype, shape) in tensors.items():
+        if name.endswith("rotary_emb.inv_freq"):  # old checkpoints carry the rope table
+            continue
+        if name not in allowed:
+            raise UserError(
+                f"{files[name]}: tensor {name} is not part of a {config.family} model as configured"
+            )
+        if dtype not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{files[name]}: {name} is stored as {dtype}; supported are {', '.join(SAFETENSORS_DTYPES)}"
+            )
+        if shape != allowed[name]:
+            raise UserError(
+                f"{files[name]}: {name} has shape {list(shape)}, config.json asks for {list(allowed[name])}"
+            )

@@ -1,0 +1,348 @@
+"""What a decoder looks like: `DecoderConfig`, the presets, and reading and writing Hugging Face config.json.
+
+A missing key means what it means to transformers, so that both read the same model from one file.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""Family to the architecture that transformers names."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """The `llama3` rule that stretches low rope frequencies; see `models.rope`."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_positions: int
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that tells one decoder from another; families are data, not subclasses."""
+
+    family: str
+    """`llama`, `mistral`, `qwen2` or `qwen3`."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int
+    """Positions up to which full causal attention is what the model does."""
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+
+
+PRESETS: dict[str, DecoderConfig] = {
+    "tiny": DecoderConfig(
+        "llama", 1024, 256, 704, 4, heads=8, kv_heads=2, head_dim=32,
+        max_positions=2048, norm_eps=1e-5, rope_theta=10_000.0,
+    ),
+    "llama-3.2-1b": DecoderConfig(
+        "llama", 128_256, 2048, 8192, 16, heads=32, kv_heads=8, head_dim=64,
+        max_positions=131_072, norm_eps=1e-5, rope_theta=500_000.0,
+        rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192), tied_embeddings=True,
+    ),
+    "llama-3.1-8b": DecoderConfig(
+        "llama", 128_256, 4096, 14_336, 32, heads=32, kv_heads=8, head_dim=128,
+        max_positions=131_072, norm_eps=1e-5, rope_theta=500_000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    ),
+    "qwen2.5-7b": DecoderConfig(
+        "qwen2", 152_064, 3584, 18_944, 28, heads=28, kv_heads=4, head_dim=128,
+        max_positions=131_072, norm_eps=1e-6, rope_theta=1_000_000.0, qkv_bias=True,
+    ),
+    "qwen3-8b": DecoderConfig(
+        "qwen3", 151_936, 4096, 12_288, 36, heads=32, kv_heads=8, head_dim=128,
+        max_positions=40_960, norm_eps=1e-6, rope_theta=1_000_000.0, qk_norm=True,
+    ),
+    "mistral-7b": DecoderConfig(
+        "mistral", 32_768, 4096, 14_336, 32, heads=32, kv_heads=8, head_dim=128,
+        max_positions=32_768, norm_eps=1e-5, rope_theta=1_000_000.0,
+    ),
+}  # fmt: skip
+"""Shapes of well-known models, named after them; their weights are made by `models.weights`."""
+
+
+def is_preset(name: str) -> bool:
+    """Tell whether `name` is a preset."""
+    return name in PRESETS
+
+
+def find_preset(name: str) -> DecoderConfig:
+    """Return the preset called `name`; raises UserError with the nearest name."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}: {_nearest_preset(name)}")
+    return PRESETS[name]
+
+
+def locate(model: str) -> Path | None:
+    """Return the checkpoint folder that `model` names, or None if it is a preset; raises UserError."""
+    if is_preset(model):
+        return None
+    folder = Path(model).expanduser()
+    try:
+        if (folder / "config.json").is_file():
+            return folder
+        if folder.is_dir():
+            raise UserError(
+                f"{folder} has no config.json: a model folder needs config.json and *.safetensors"
+            )
+        if folder.exists():
+            raise UserError(f"{folder} is a file: --model takes a preset or a folder with config.json")
+    except (OSError, ValueError):  # a name no file system takes, such as one of 10,000 letters
+        pass
+    raise UserError(
+        f"no preset and no folder is called {model!r}: {_nearest_preset(model)}, "
+        "or give a folder with config.json and *.safetensors"
+    )
+
+
+def _nearest_preset(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}"
+
+
+def hf_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:
+    """Return config.json values that transformers 4 and 5 read back into the same model."""
+    values: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "torch_dtype": dtype,
+    }
+    if config.rope_scaling:
+        values["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_frequency_factor,
+            "high_freq_factor": config.rope_scaling.high_frequency_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_positions,
+        }
+    if config.family == "mistral":
+        values["sliding_window"] = None  # transformers takes 4096 where it is absent
+    return values
+
+
+# What transformers assumes of a key that config.json leaves out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+    },
+    "mistral": {
+        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6, "sliding_window": 4096,
+    },
+    "qwen2": {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28,
+    },
+    "qwen3": {
+        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128,
+    },
+}  # fmt: skip
+_ROPE_THETA = 10_000.0
+_MAX_SIZE = 2**31 - 1
+_MAX_LAYERS = 10_000
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """Read the config.json of a Hugging Face folder; raises UserError naming what is not supported."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no config.json: give a Hugging Face checkpoint folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({_one_line(error)}): save or download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: save or download it again")
+    try:
+        return _Reader(values).config()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+class _Reader:
+    """Reads one config.json; every complaint names the key."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.family = self._family()
+        self.defaults = _DEFAULTS[self.family]
+
+    def config(self) -> DecoderConfig:
+        """Check and translate every key that shapes the model."""
+        self._refuse_foreign()
+        hidden, heads = self.size("hidden_size"), self.size("num_attention_heads")
+        kv_heads = heads if self.get("num_key_value_heads") is None else self.size("num_key_value_heads")
+        if heads % kv_heads:
+            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+        head_dim = hidden // heads if self.get("head_dim") is None else self.size("head_dim")
+        if head_dim < 2 or head_dim % 2:
+            raise UserError(f"head_dim {head_dim} is not supported: rope needs an even head size")
+        layers = self.size("num_hidden_layers", _MAX_LAYERS)
+        theta, scaling = self._rope()
+        return DecoderConfig(
+            family=self.family,
+            vocab_size=self.size("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=self.size("intermediate_size"),
+            layers=layers,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            max_positions=min(self.size("max_position_embeddings"), self._window(layers) or _MAX_SIZE),
+            norm_eps=self.number("rms_norm_eps", self.get("rms_norm_eps")),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            qkv_bias=self.family == "qwen2",
+            qk_norm=self.family == "qwen3",
+            tied_embeddings=self.flag("tie_word_embeddings"),
+        )
+
+    def get(self, key: str) -> Any:
+        """Return the value of `key`, or what transformers assumes where it is absent."""
+        return self.values.get(key, self.defaults.get(key))
+
+    def size(self, key: str, largest: int = _MAX_SIZE) -> int:
+        """Return a whole number of at least 1."""
+        return self._whole(key, self.get(key), largest)
+
+    def number(self, key: str, value: Any) -> float:
+        """Return a finite number above 0."""
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+        if not usable:
+            raise UserError(f"{key} is {_show(value)}, not a number above 0")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """Return true or false; null and absent are false."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(f"{key} is {_show(value)}, not true or false")
+        return bool(value)
+
+    def _whole(self, key: str, value: Any, largest: int = _MAX_SIZE) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise UserError(f"{key} is {_show(value)}, not a whole number from 1 to {largest}")
+        return value
+
+    def _family(self) -> str:
+        """Name the family as transformers does, by model_type; the architecture must be the causal LM."""
+        kind, named = self.values.get("model_type"), self.values.get("architectures")
+        architecture = named[0] if isinstance(named, list) and named else None
+        matches = (
+            family
+            for family, causal in ARCHITECTURES.items()
+            if kind == family or (kind is None and architecture == causal)
+        )
+        family = next(matches, None)
+        if family is None or architecture not in (None, ARCHITECTURES[family]):
+            shown = architecture if architecture is not None else kind
+            raise UserError(
+                f"architecture {_show(shown)} is not supported: those are {', '.join(ARCHITECTURES.values())}"
+            )
+        return family
+
+    def _refuse_foreign(self) -> None:
+        """Refuse by name what would make this another model than the definition computes."""
+        if self.get("quantization_config") is not None:
+            raise UserError("quantization_config is not supported: use the checkpoint that is not quantized")
+        activation = self.values.get("hidden_act", "silu")
+        if activation not in ("silu", "swish"):
+            raise UserError(f"hidden_act {_show(activation)} is not supported: only silu is")
+        biased = ("mlp_bias",) if self.family == "qwen2" else ("attention_bias", "mlp_bias")
+        for key in biased:
+            if self.flag(key):
+                raise UserError(f"{key} is not supported for {self.family}")
+        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+            if self.get(key):
+                raise UserError(f"{key} is not supported: only dense models are")
+
+    def _rope(self) -> tuple[float, RopeScaling | None]:
+        """Read rope from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
+        rope = self.get("rope_scaling") or self.get("rope_parameters") or {}
+        if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+            raise UserError("rope_parameters that differ by layer are not supported")
+        partial = rope.get("partial_rotary_factor", self.get("partial_rotary_factor"))
+        if partial not in (None, 1, 1.0):
+            raise UserError(f"partial_rotary_factor {_show(partial)} is not supported: only 1 is")
+        theta = self.number("rope_theta", rope.get("rope_theta", self.values.get("rope_theta", _ROPE_THETA)))
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return theta, None
+        if kind != "llama3":
+            raise UserError(f"rope type {_show(kind)} is not supported: only default and llama3 are")
+        factor, low, high = (
+            self.number(key, rope.get(key)) for key in ("factor", "low_freq_factor", "high_freq_factor")
+        )
+        if high <= low:
+            raise UserError(f"high_freq_factor {high:g} is not above low_freq_factor {low:g}")
+        key = "original_max_position_embeddings"
+        original = self.values.get(key, rope.get(key, self.get("max_position_embeddings")))
+        return theta, RopeScaling(factor, low, high, self._whole(key, original))
+
+    def _window(self, layers: int) -> int | None:
+        """Return the sliding window if any layer has one: up to it, windowed and full attention are equal."""
+        window = self.get("sliding_window")
+        if self.family == "llama" or window is None:
+            return None
+        if self.family == "mistral":
+            return self.size("sliding_window")
+        if not self.flag("use_sliding_window"):
+            return None
+        kinds = self.get("layer_types")
+        windowed = (
+            "sliding_attention" in kinds
+            if isinstance(kinds, list)
+            else self._whole("max_window_layers", self.get("max_window_layers") or 1) < layers
+        )
+        return self.size("sliding_window") if windowed else None
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,164 @@
+"""Weights for a preset: every element is an integer hash of (seed, tensor name, element index).
+
+No transcendental and no random generator of a library takes part, so every machine makes the same
+bits. All values are exact in bfloat16, float16 and float32 alike, so the same preset in another
+dtype is the same model. Written once as a Hugging Face folder, a preset is opened like any checkpoint.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from models.checkpoint import NUMPY_DTYPES, SAFETENSORS_DTYPES, Array, Shape, fused_layout
+from models.config import find_preset, hf_config
+from models.errors import UserError
+
+SHARD_BYTES = 4 << 30
+CHUNK_WORDS = 1 << 13
+"""Words hashed at a time: with their temporaries they stay in a core's cache."""
+
+# SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), with its constants as signed 64-bit integers.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def hash_bytes(xp: Any, key: int, start: int, words: int) -> Any:
+    """Return the uniform bytes of words start, start + 1, ... as uint8 [8 * words] of `xp`, numpy or torch.
+
+    Only wrapping 64-bit products, shifts and xor: the same bits on every device. `key` is signed 64-bit.
+    """
+    word = xp.arange(start, start + words, dtype=xp.int64)
+    word = word * _GAMMA + key
+    word = (word ^ _shift_right(word, 30)) * _MIX_1
+    word = (word ^ _shift_right(word, 27)) * _MIX_2
+    word = word ^ _shift_right(word, 31)
+    return word.view(xp.uint8)
+
+
+def _shift_right(word: Any, bits: int) -> Any:
+    """Shift without the sign: signed integers are all that torch and numpy have in common."""
+    return (word >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def tensor_key(seed: int, name: str) -> int:
+    """Return the signed 64-bit key of one tensor's elements."""
+    unsigned = xxhash.xxh3_64_intdigest(f"{seed}|{name}".encode())
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
+
+
+def value_table(name: str, shape: Shape) -> Array:
+    """Return the float32 value that each of the 256 bytes stands for in a tensor.
+
+    Norm weights lie in [0.75, 1.25), biases within 1/4, matrices within about sqrt(3 / inputs), so
+    that a product keeps the scale of its input.
+    """
+    byte = np.arange(256)
+    if name.endswith("norm.weight"):
+        return ((byte % 64 + 96) / 128).astype(np.float32)
+    odd = 2 * byte - 255
+    if name.endswith(".bias"):
+        return (odd / 1024).astype(np.float32)
+    exponent = 0
+    while 4 ** (exponent + 1) * 3 <= 2 * shape[1]:  # the power of two nearest to sqrt(inputs / 3)
+        exponent += 1
+    return (odd / (256 << exponent)).astype(np.float32)
+
+
+def tensor_chunks(name: str, shape: Shape, dtype: str, seed: int) -> Iterator[Array]:
+    """Yield the elements of one preset tensor in order, as flat arrays that fit in a core's cache."""
+    table = value_table(name, shape).astype(NUMPY_DTYPES[dtype])
+    key, count = tensor_key(seed, name), prod(shape)
+    for start in range(0, count, 8 * CHUNK_WORDS):
+        length = min(8 * CHUNK_WORDS, count - start)
+        indices = hash_bytes(np, key, start // 8, -(-length // 8))[:length]
+        yield table[indices]
+
+
+def write_preset(preset: str, dtype: str, folder: Path, seed: int = 0) -> None:
+    """Write a preset as a Hugging Face checkpoint folder that appears only when it is whole.
+
+    If another process has put the folder there meanwhile, its equal content stays. Raises UserError
+    for an unknown preset or dtype, and where the disk has no room.
+    """
+    config = find_preset(preset)
+    if dtype not in NUMPY_DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}: use one of {', '.join(NUMPY_DTYPES)}")
+    tensors = [part for tensor in fused_layout(config) for part in tensor.parts]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, sum(_nbytes(shape, dtype) for _, shape in tensors))
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _write_shards(unfinished, tensors, dtype, seed)
+            (unfinished / "config.json").write_text(json.dumps(hf_config(config, dtype), indent=2))
+            unfinished.chmod(0o755)
+            _publish(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): free space there") from error
+
+
+def _publish(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise UserError(
+            f"{folder} needs {needed / 1e9:.1f} GB but the disk has {free / 1e9:.1f} GB free: free some space"
+        )
+
+
+def _nbytes(shape: Shape, dtype: str) -> int:
+    return prod(shape) * NUMPY_DTYPES[dtype].itemsize
+
+
+def _write_shards(folder: Path, tensors: list[tuple[str, Shape]], dtype: str, seed: int) -> None:
+    """Write the tensors in order into shards of at most `SHARD_BYTES` and an index over them."""
+    shards: list[list[tuple[str, Shape]]] = [[]]
+    size = 0
+    for name, shape in tensors:
+        if shards[-1] and size + _nbytes(shape, dtype) > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, shape))
+        size += _nbytes(shape, dtype)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with (folder / file).open("wb") as stream:
+            _write_shard(stream, shard, dtype, seed)
+        weight_map.update({name: file for name, _ in shard})
+    total = sum(_nbytes(shape, dtype) for _, shape in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_shard(stream: BinaryIO, tensors: list[tuple[str, Shape]], dtype: str, seed: int) -> None:
+    """Write one safetensors file as a stream; the library's own writer wants all tensors in memory."""
+    code = next(code for code, name in SAFETENSORS_DTYPES.items() if name == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    end = 0
+    for name, shape in tensors:
+        begin, end = end, end + _nbytes(shape, dtype)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data starts aligned
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name, shape in tensors:
+        for chunk in tensor_chunks(name, shape, dtype, seed):
+            stream.write(chunk.view(np.uint8).data)
