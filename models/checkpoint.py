@@ -6,9 +6,10 @@ gate and up in another.
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,6 +38,8 @@ SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
+_INDEX = "model.safetensors.index.json"
+_TIED_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,10 @@ class Weights:
         """
         digest = xxhash.xxh3_128()
         for tensor, parts in self._read():
-            array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            del parts
+            array = _join(tensor.shape, parts)
             _update(digest, tensor, [array], self.dtype)
             yield tensor.name, array
+            del array  # before the next one is read
         self._checksum = digest.hexdigest()
 
     def checksum(self) -> str:
@@ -130,31 +133,45 @@ class Weights:
             self._memo[key] = make()
         return cast(T, self._memo[key])
 
-    def _read(self) -> Iterator[tuple[FusedTensor, list[Array]]]:
-        """Yield every fused tensor with its converted parts."""
+    def _read(self) -> Iterator[tuple[FusedTensor, Iterator[Array]]]:
+        """Yield every fused tensor with its converted parts, which are read as they are taken."""
         with ExitStack() as stack:
             shards = {path: stack.enter_context(_open(path)) for path in sorted(set(self._files.values()))}
+            self._check_tied(shards)
             for tensor in self.layout:
-                parts = [self._load(shards, name) for name, _ in tensor.parts]
-                if tensor.name == "embed.weight":
-                    self._check_tied(shards, parts[0])
-                yield tensor, parts
+                yield tensor, (self._load(shards, name) for name, _ in tensor.parts)
 
     def _load(self, shards: Mapping[Path, Any], name: str) -> Array:
         return _convert(shards[self._files[name]].get_tensor(name), self.dtype, name)
 
-    def _check_tied(self, shards: Mapping[Path, Any], embedding: Array) -> None:
+    def _check_tied(self, shards: Mapping[Path, Any]) -> None:
         """Refuse a head that differs from the embedding it is said to be tied to."""
         if not self.config.tied_embeddings or _HEAD not in self._files:
             return
-        if not np.array_equal(_bytes(self._load(shards, _HEAD)), _bytes(embedding)):
-            raise UserError(
-                f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
-                "tie_word_embeddings: set it to false or save the checkpoint again"
-            )
+        tables = [(name, shards[self._files[name]].get_slice(name)) for name in (_EMBEDDING, _HEAD)]
+        for row in range(0, self.config.vocab_size, _TIED_ROWS):
+            rows = [_convert(table[row : row + _TIED_ROWS], self.dtype, name) for name, table in tables]
+            if not np.array_equal(_bytes(rows[0]), _bytes(rows[1])):
+                raise UserError(
+                    f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
+                    "tie_word_embeddings: set it to false or save the checkpoint again"
+                )
 
 
-def _update(digest: Any, tensor: FusedTensor, parts: list[Array], dtype: str) -> None:
+def _join(shape: Shape, parts: Iterator[Array]) -> Array:
+    """Return the parts joined along the first axis, holding one of them beside the result at a time."""
+    first = next(parts)
+    if first.shape == shape:
+        return first
+    joined = np.empty(shape, first.dtype)
+    end = 0
+    for part in chain([first], parts):
+        begin, end = end, end + len(part)
+        joined[begin:end] = part
+    return joined
+
+
+def _update(digest: Any, tensor: FusedTensor, parts: Iterable[Array], dtype: str) -> None:
     digest.update(f"{tensor.name}|{dtype}|{tensor.shape}|".encode())
     for part in parts:  # joined along the first axis, so the parts' bytes in order are the whole's
         digest.update(_bytes(part))
@@ -206,9 +223,6 @@ def _find_shards(folder: Path) -> list[Path]:
             "with transformers, from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise UserError(f"{folder} has neither model.safetensors nor {_INDEX}: download or save it again")
-
-
-_INDEX = "model.safetensors.index.json"
 
 
 def _read_index(folder: Path) -> dict[str, str]:

@@ -101,8 +101,8 @@ def locate(model: str) -> Path | None:
     """Return the checkpoint folder that `model` names, or None if it is a preset; raises UserError."""
     if is_preset(model):
         return None
-    folder = Path(model).expanduser()
     try:
+        folder = Path(model).expanduser()
         if (folder / "config.json").is_file():
             return folder
         if folder.is_dir():
@@ -111,7 +111,7 @@ def locate(model: str) -> Path | None:
             )
         if folder.exists():
             raise UserError(f"{folder} is a file: --model takes a preset or a folder with config.json")
-    except (OSError, ValueError):  # a name no file system takes, such as one of 10,000 letters
+    except (OSError, ValueError, RuntimeError):  # a name that no file system takes, a home that nobody has
         pass
     raise UserError(
         f"no preset and no folder is called {model!r}: {_nearest_preset(model)}, "
@@ -179,6 +179,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128,
     },
 }  # fmt: skip
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_THETA = 10_000.0
 _MAX_SIZE = 2**31 - 1
 _MAX_LAYERS = 10_000
@@ -261,9 +262,9 @@ class _Reader:
             raise UserError(f"{key} is {_show(value)}, not true or false")
         return bool(value)
 
-    def _whole(self, key: str, value: Any, largest: int = _MAX_SIZE) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
-            raise UserError(f"{key} is {_show(value)}, not a whole number from 1 to {largest}")
+    def _whole(self, key: str, value: Any, largest: int = _MAX_SIZE, smallest: int = 1) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= largest:
+            raise UserError(f"{key} is {_show(value)}, not a whole number from {smallest} to {largest}")
         return value
 
     def _family(self) -> str:
@@ -302,7 +303,7 @@ class _Reader:
         """Read rope from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
         rope = self.get("rope_scaling") or self.get("rope_parameters") or {}
         if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-            raise UserError("rope_parameters that differ by layer are not supported")
+            raise UserError(f"rope_parameters {_show(rope)} are not supported: one flat set is")
         partial = rope.get("partial_rotary_factor", self.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise UserError(f"partial_rotary_factor {_show(partial)} is not supported: only 1 is")
@@ -330,13 +331,16 @@ class _Reader:
             return self.size("sliding_window")
         if not self.flag("use_sliding_window"):
             return None
-        kinds = self.get("layer_types")
-        windowed = (
-            "sliding_attention" in kinds
-            if isinstance(kinds, list)
-            else self._whole("max_window_layers", self.get("max_window_layers") or 1) < layers
-        )
-        return self.size("sliding_window") if windowed else None
+        return self.size("sliding_window") if self._windowed(layers) else None
+
+    def _windowed(self, layers: int) -> bool:
+        """Tell whether any layer uses the window, by `layer_types` or else by `max_window_layers`."""
+        kinds, full = self.get("layer_types"), self.get("max_window_layers")
+        if kinds is None:
+            return self._whole("max_window_layers", full, smallest=0) < layers
+        if not isinstance(kinds, list) or any(kind not in _LAYER_TYPES for kind in kinds):
+            raise UserError(f"layer_types {_show(kinds)} are not supported: {' and '.join(_LAYER_TYPES)} are")
+        return "sliding_attention" in kinds
 
 
 def _show(value: Any) -> str:

@@ -57,7 +57,7 @@ def cache_bytes(config: DecoderConfig, dtype: str, batch: int, capacity: int) ->
 
 
 def _weight_traffic(config: DecoderConfig, dtype: str, tokens: int) -> int:
-    """Return the bytes of weights read in one pass: of an embedding that is not the head, only `tokens` rows."""
+    """Return the bytes of weights one pass reads: of an embedding that is no head, `tokens` rows alone."""
     total = weight_bytes(config, dtype)
     if config.tied_embeddings:
         return total
@@ -66,7 +66,7 @@ def _weight_traffic(config: DecoderConfig, dtype: str, tokens: int) -> int:
 
 
 def _product_flops(config: DecoderConfig, tokens: int, last: int) -> int:
-    """Return the operations of every matrix product: layers for all `tokens`, the head for the `last` ones."""
+    """Return the operations of the matrix products: layers for all `tokens`, the head for `last` ones."""
     layers = sum(
         prod(tensor.shape)
         for tensor in fused_layout(config)
