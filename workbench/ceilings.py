@@ -1,0 +1,111 @@
+"""What a device can do at most: the bandwidth of a large copy and the rate of a large product, by torch.
+
+Measured on random-normal data in the row's dtype (a product of zeros draws less power and runs faster), in
+bursts as long as a timed sample with a pause between them, so that the device is as warm as when it is timed.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workbench import machine
+from workbench.clock import wait_for_gpu
+
+BURSTS = 8
+"""Samples of each ceiling: what their interval is made of."""
+PAUSE_S = 0.005
+"""Between bursts, like the gap in which the harness stages its next sample."""
+CACHE_FACTOR = 8
+"""A copy of this many last-level caches comes from memory."""
+UNKNOWN_CACHE_BYTES = 64 << 20
+GPU_COPY_BYTES = 2 << 30
+GPU_PRODUCT_SIZE = 8192
+CPU_LONGEST_S = 2.0
+"""All bursts of one CPU job together: the shares are worth no more waiting there."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in what to measure."""
+
+    torch: Any
+    name: str
+    dtype: Any
+    wait: Callable[[], None]
+    """Returns when the device is idle."""
+    copy_bytes: int
+    product_size: int
+
+
+def measure_ceilings(device: str, dtype: str, burst_s: float) -> dict[str, list[float]]:
+    """Return every sample of `bandwidth_bytes_per_s` (read and written) and `flops_per_s`."""
+    import torch
+
+    on = prepare(torch, device, dtype)
+    if device == "cpu":
+        burst_s = min(burst_s, CPU_LONGEST_S / (2 * BURSTS))
+    with torch.no_grad():
+        return {
+            "bandwidth_bytes_per_s": rates(on, copy_work(on), burst_s),
+            "flops_per_s": rates(on, product_work(on), burst_s),
+        }
+
+
+def prepare(torch: Any, device: str, dtype: str) -> Device:
+    """Choose sizes that suit the device."""
+    stored = getattr(torch, dtype)
+    if device != "cpu":
+        return Device(torch, device, stored, wait_for_gpu(device), GPU_COPY_BYTES, GPU_PRODUCT_SIZE)
+    cache = machine.describe("cpu").cache_bytes or UNKNOWN_CACHE_BYTES
+    # Two buffers make up the copy: what is read and what is written.
+    return Device(torch, device, stored, _nothing, CACHE_FACTOR * cache // 2, 1024)
+
+
+def copy_work(on: Device) -> tuple[Callable[[], Any], float]:
+    """Return a copy and the bytes that it reads and writes."""
+    count = on.copy_bytes // on.dtype.itemsize
+    # Filled in the stored dtype itself: a float32 draft of 2 GiB would need twice that.
+    source = on.torch.empty(count, dtype=on.dtype, device=on.name).normal_()
+    target = on.torch.empty_like(source)
+    return lambda: target.copy_(source), 2.0 * count * on.dtype.itemsize
+
+
+def product_work(on: Device) -> tuple[Callable[[], Any], float]:
+    """Return a product of two square matrices and its FLOPs."""
+    size = on.product_size
+    left, right = (on.torch.randn(size, size, device=on.name).to(on.dtype) for _ in range(2))
+    result = on.torch.empty_like(left)
+    return lambda: on.torch.mm(left, right.t(), out=result), 2.0 * size**3
+
+
+def rates(on: Device, work: tuple[Callable[[], Any], float], burst_s: float) -> list[float]:
+    """Repeat the work back to back in bursts of about `burst_s`; returns each burst's rate [unit/s]."""
+    call, amount = work
+    # The second, longer guess counts; the first one meets cold caches and clocks.
+    one = _burst(on, call, 1)
+    one = _burst(on, call, _repeats(burst_s / 4, one)) / _repeats(burst_s / 4, one)
+    count = _repeats(burst_s, one)
+    found = []
+    for _ in range(BURSTS):
+        time.sleep(PAUSE_S)
+        found.append(amount * count / _burst(on, call, count))
+    return found
+
+
+def _repeats(seconds: float, one_s: float) -> int:
+    return max(1, round(seconds / one_s))
+
+
+def _burst(on: Device, call: Callable[[], Any], count: int) -> float:
+    """Return the seconds of `count` calls, the wait for the last one included."""
+    on.wait()
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    on.wait()
+    return time.perf_counter() - start
+
+
+def _nothing() -> None:
+    """Return at once: a CPU's work is done when its call returns."""

@@ -1,0 +1,50 @@
+"""The one clock: wall time on the host, and the fence that makes it cover the device's work."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from backends.contract import Engine
+
+
+class Clock:
+    """Read the time and wait for the device; tests put a fake in its place."""
+
+    def __init__(self, device: str) -> None:
+        """Raise ImportError for a GPU without cuda-bindings."""
+        self._wait = wait_for_gpu(device) if device.startswith("cuda") else None
+
+    def now(self) -> float:
+        """Return seconds from an arbitrary start; never goes back."""
+        return time.perf_counter()
+
+    def fence(self, engine: Engine) -> None:
+        """Return when everything given to the engine, and to its device by anybody here, is done."""
+        engine.sync()
+        if self._wait is not None:
+            self._wait()
+
+    def check_device(self) -> None:
+        """Raise RuntimeError if the device has failed for good, so that this process is done for."""
+        if self._wait is not None:
+            self._wait()
+
+
+def wait_for_gpu(device: str) -> Callable[[], None]:
+    """Return a wait for `cuda:N` that asks no framework, so that it is the same wait for every backend.
+
+    The wait raises RuntimeError once the device has failed.
+    """
+    from cuda.bindings import runtime
+
+    _check(runtime, runtime.cudaSetDevice(int(device.partition(":")[2] or 0)))
+
+    def wait() -> None:
+        _check(runtime, runtime.cudaDeviceSynchronize())
+
+    return wait
+
+
+def _check(runtime: Any, answer: tuple[Any, ...]) -> None:
+    if answer[0] != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"the GPU failed: {answer[0].name}")

@@ -1,0 +1,130 @@
+"""Time prefill and decode: the same pure loop for every backend, with the clock given from outside.
+
+A prefill is timed drained: the device is idle before and after each one. Decode is timed chained: N steps
+without a look from the host, one wait at the end. No sample is dropped; warming up is kept apart.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from backends.contract import Engine
+from workbench.stopping import StopRule, WarmUp
+
+Progress = Callable[[int], None]
+"""Told the number of samples so far, between two samples and outside the clock."""
+Sample = tuple[float, float | None]
+"""Seconds of the work, and seconds until the call returned where that is of interest."""
+
+
+class Timer(Protocol):
+    """What the loop needs of `workbench.clock.Clock`."""
+
+    def now(self) -> float:
+        """Return seconds from an arbitrary start."""
+
+    def fence(self, engine: Engine) -> None:
+        """Return when the engine's device is idle."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Everything that was timed, in order."""
+
+    samples_s: tuple[float, ...]
+    """Seconds of each prefill, or of one step of each chain."""
+    enqueue_s: tuple[float, ...]
+    """Seconds until each prefill returned to the host; empty for decode."""
+    settled: bool
+    """Whether warming up ended because the times had settled."""
+
+
+def time_prefill(
+    engine: Engine,
+    clock: Timer,
+    tokens: np.ndarray,
+    *,
+    warm_up: WarmUp,
+    stop: StopRule,
+    progress: Progress | None = None,
+) -> Samples:
+    """Time prefills of tokens [B, T], each drained."""
+
+    def sample() -> Sample:
+        engine.stage(tokens)
+        clock.fence(engine)
+        start = clock.now()
+        engine.prefill()
+        returned = clock.now()
+        clock.fence(engine)
+        end = clock.now()
+        return end - start, returned - start
+
+    return _collect(sample, clock, warm_up, stop, progress)
+
+
+def time_decode(
+    engine: Engine,
+    clock: Timer,
+    context: int,
+    steps: int,
+    feed: np.ndarray,
+    *,
+    warm_up: WarmUp,
+    stop: StopRule,
+    progress: Progress | None = None,
+) -> Samples:
+    """Time chains of decode steps that begin with `feed` [B] at `context` filled positions."""
+
+    def sample() -> Sample:
+        engine.rewind(context)
+        engine.feed(feed)
+        clock.fence(engine)
+        decode = engine.decode
+        start = clock.now()
+        for _ in range(steps):
+            decode()
+        clock.fence(engine)
+        end = clock.now()
+        return (end - start) / steps, None
+
+    return _collect(sample, clock, warm_up, stop, progress)
+
+
+def _collect(
+    sample: Callable[[], Sample], clock: Timer, warm_up: WarmUp, stop: StopRule, progress: Progress | None
+) -> Samples:
+    with _no_garbage_collection():
+        begin = clock.now()
+        while not warm_up.add(sample()[0], clock.now() - begin):
+            pass
+        taken: list[Sample] = []
+        begin = clock.now()
+        enough = False
+        while not enough:
+            taken.append(sample())
+            enough = stop.add(taken[-1][0], clock.now() - begin)
+            if progress is not None:
+                progress(len(taken))
+    return Samples(
+        samples_s=tuple(seconds for seconds, _ in taken),
+        enqueue_s=tuple(enqueue for _, enqueue in taken if enqueue is not None),
+        settled=warm_up.settled,
+    )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector, which would hit some samples and not others, out of the loop."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

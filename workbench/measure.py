@@ -1,0 +1,234 @@
+"""What a worker does with a backend: build, load, check, time, check again, group by group.
+
+A time exists only if the very engine that was timed gave right logits before and after.
+"""
+
+import math
+import resource
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from backends import registry
+from backends.contract import Backend, Engine, Shapes, Target
+from models.checkpoint import Weights, open_checkpoint
+from models.errors import UserError
+from workbench import machine
+from workbench.checks import workload_tokens
+from workbench.clock import Clock
+from workbench.events import Events
+from workbench.gate import Verdict, verify
+from workbench.golden import load_golden
+from workbench.harness import Samples, time_decode, time_prefill
+from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
+from workbench.statistics import half_drift
+from workbench.stopping import StopRule, WarmUp
+
+STABLE_DRIFT = 0.03
+"""A second half whose median differs by more: the machine changed meanwhile."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all groups of a job share."""
+
+    job: MeasureJob
+    backend: Backend
+    weights: Weights
+    target: Target
+    clock: Clock
+    events: Events
+    versions: dict[str, str]
+    idle_bytes: int
+    """Memory of this process before the weights."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine and what it took to get it."""
+
+    engine: Engine
+    facts: RowResult
+    """A row's result as far as all rows of the group share it."""
+
+
+def measure_groups(job: MeasureJob, events: Events) -> None:
+    """Measure every group; a group's failure is an event, and the next group goes on.
+
+    Raises UserError where the input is at fault, and whatever it was if the device does not survive it.
+    """
+    backend = registry.find(job.backend)
+    bench = Bench(
+        job=job,
+        backend=backend,
+        weights=open_checkpoint(Path(job.model), job.dtype),
+        target=Target(job.device, job.dtype, machine.describe(job.device).architecture),
+        clock=Clock(job.device),
+        events=events,
+        versions=dict(backend.probe().versions),
+        idle_bytes=psutil.Process().memory_info().rss,
+    )
+    for index, group in enumerate(job.groups):
+        try:
+            for result in measure_group(bench, group, index):
+                events.row(result)
+        except UserError:
+            raise
+        except Exception as error:
+            bench.clock.check_device()
+            events.failure(error)
+
+
+def measure_group(bench: Bench, group: GroupJob, index: int) -> list[RowResult]:
+    """Build one engine and time its rows; without times, and `wrong`, if its logits are not right."""
+    built = build(bench, group.shapes, index)
+    try:
+        before = check(bench, built.engine, group, index)
+        if not before.passed:
+            return [wrong(built.facts, row, before, "") for row in group.rows]
+        reset_peak()  # the check's own memory is not the engine's
+        rows = [time_row(bench, built, row, index) for row in group.rows]
+        peak = highest(built.facts.peak_bytes, peak_bytes(bench))
+        after = check(bench, built.engine, group, index)
+        if not after.passed:
+            return [wrong(built.facts, row, after, "after timing: ") for row in group.rows]
+        error_ratio = max(before.error_ratio, after.error_ratio)
+        return [replace(row, error_ratio=error_ratio, peak_bytes=peak) for row in rows]
+    finally:
+        built.engine.close()
+
+
+def build(bench: Bench, shapes: Shapes, index: int) -> Built:
+    """Build and load an engine; compilers may do their work as late as its first tokens."""
+    clock, job = bench.clock, bench.job
+    reset_peak()
+    bench.events.enter("build", index)
+    start = clock.now()
+    artefact = bench.backend.build(bench.weights.config, shapes, bench.target, job.options)
+    built = clock.now()
+    bench.events.enter("load", index)
+    engine = bench.backend.load(artefact, bench.weights)
+    clock.fence(engine)
+    loaded = clock.now()
+    bench.events.enter("build", index)
+    prompts = [tokens(bench, shapes.batch, length) for length in shapes.prompts]
+    ready = clock.now()
+    for prompt in prompts:
+        engine.stage(prompt)
+        engine.prefill()
+        clock.fence(engine)
+    engine.decode()
+    clock.fence(engine)
+    end = clock.now()
+    facts = RowResult(
+        key="",
+        status="ok",
+        build_s=(built - start) + (end - ready),
+        load_s=loaded - built,
+        definition=artefact.definition,
+        provenance=artefact.provenance,
+        peak_bytes=peak_bytes(bench),
+        weights=bench.weights.checksum(),
+        versions=bench.versions,
+    )
+    return Built(engine, facts)
+
+
+def check(bench: Bench, engine: Engine, group: GroupJob, index: int) -> Verdict:
+    """Hold the engine's logits against golden and mutants."""
+    bench.events.enter("gate", index)
+    return verify(engine, load_golden(Path(group.golden)))
+
+
+def wrong(facts: RowResult, row: RowJob, verdict: Verdict, when: str) -> RowResult:
+    """Report a row of an engine that computes something else."""
+    ratio = verdict.error_ratio if math.isfinite(verdict.error_ratio) else None
+    return replace(facts, key=row.key, status="wrong", reason=f"{when}{verdict.reason}", error_ratio=ratio)
+
+
+def time_row(bench: Bench, built: Built, row: RowJob, index: int) -> RowResult:
+    """Time one row by the clock of its phase."""
+    bench.events.enter("time", index, row.key)
+    samples = take_samples(bench, built.engine, row, bench.job.groups[index].shapes.batch)
+    drift = half_drift(samples.samples_s)
+    unstable = abs(drift) > STABLE_DRIFT
+    reason = (
+        f"the second half's median differs from the first's by {drift:+.1%}: rerun on an idle, cool machine"
+    )
+    warning = "the times had not settled when warming up ended: give the row a larger time budget"
+    return replace(
+        built.facts,
+        key=row.key,
+        status="unstable" if unstable else "ok",
+        reason=reason if unstable else None,
+        samples_s=samples.samples_s,
+        enqueue_s=samples.enqueue_s,
+        warnings=() if samples.settled else (warning,),
+    )
+
+
+def take_samples(bench: Bench, engine: Engine, row: RowJob, batch: int) -> Samples:
+    """Run the harness on one row."""
+    budget_s = bench.job.budget_s
+    warm_up, stop = WarmUp(budget_s), StopRule(budget_s)
+    prompt = tokens(bench, batch, row.length)
+
+    def progress(done: int) -> None:
+        bench.events.progress(done, row.key)
+
+    if row.phase == "prefill":
+        return time_prefill(engine, bench.clock, prompt, warm_up=warm_up, stop=stop, progress=progress)
+    if row.steps is None:
+        raise ValueError(f"row {row.key}: a decode row needs steps")
+    engine.stage(prompt)
+    engine.prefill()  # fills the cache that every chain starts from
+    return time_decode(
+        engine,
+        bench.clock,
+        row.length,
+        row.steps,
+        np.ascontiguousarray(prompt[:, -1]),
+        warm_up=warm_up,
+        stop=stop,
+        progress=progress,
+    )
+
+
+def tokens(bench: Bench, batch: int, length: int) -> np.ndarray:
+    """Draw the workload's tokens int32 [batch, length]."""
+    return workload_tokens(bench.weights.config.vocab_size, batch, length, bench.job.seed)
+
+
+def reset_peak() -> None:
+    """Let the peak of the process's memory begin anew, where the kernel can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the peak then includes the groups before
+
+
+def peak_bytes(bench: Bench) -> int | None:
+    """Return the process's highest memory less what it had before the weights; None on a GPU."""
+    if bench.target.device != "cpu":
+        return None
+    # ru_maxrss would do, but Linux lets a child start with its parent's.
+    for line in _status():
+        if line.startswith("VmHWM:"):
+            return max(0, int(line.split()[1]) * 1024 - bench.idle_bytes)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - bench.idle_bytes)
+
+
+def highest(one: int | None, other: int | None) -> int | None:
+    """Return the larger of two amounts, None if both are unknown."""
+    return max((amount for amount in (one, other) if amount is not None), default=None)
+
+
+def _status() -> list[str]:
+    try:
+        return Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,117 @@
+"""The worker process: one job in on standard input, events out on a pipe of their own.
+
+Started as `python -P -m workbench.worker --pipe FD` by `workbench.process`. Nothing that a backend prints
+can reach the pipe, and nothing heavy is imported before the job asks for it: the worker must start in
+any backend's environment with this project's base dependencies alone.
+"""
+
+import argparse
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from models.errors import UserError
+from workbench import job as jobs
+from workbench.events import Events
+from workbench.job import GoldenJob, Json, MeasureJob
+
+
+def probe(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `start`)
+    """Ask a backend whether it works in this environment."""
+    from backends import registry
+    from backends.contract import Probe
+
+    try:
+        found = registry.find(job["backend"]).probe()
+    except UserError as error:  # this environment lacks it, or has a broken one
+        found = Probe(reason=str(error))
+    return {**jobs.to_json(found), "versions": dict(found.versions)}
+
+
+def preset(job: Json, events: Events) -> None:
+    """Write a preset's weights."""
+    from models.weights import write_preset
+
+    events.enter("load")
+    write_preset(job["preset"], job["dtype"], Path(job["folder"]))
+
+
+def golden(job: Json, events: Events) -> None:
+    """Compute and save the golden logits of every group."""
+    from models.checkpoint import open_checkpoint
+    from workbench.golden import compute_golden, save_golden
+
+    values = GoldenJob(**{**job, "groups": jobs.read_groups(job["groups"])})
+    weights = open_checkpoint(Path(values.model), values.dtype)
+    for index, group in enumerate(values.groups):
+        events.enter("gate", index)
+
+        def beat(done: int, total: int, index: int = index) -> None:  # noqa: ARG001
+            events.enter("gate", index)
+
+        computed = compute_golden(weights, group.shapes, values.device, values.seed, progress=beat)
+        save_golden(computed, Path(group.golden))
+
+
+def ceilings(job: Json, events: Events) -> Json:
+    """Measure what the device can do at most."""
+    from workbench.ceilings import measure_ceilings
+
+    events.enter("time")
+    return measure_ceilings(job["device"], job["dtype"], job["burst_s"])
+
+
+def measure(job: Json, events: Events) -> None:
+    """Build, check and time every group of a job."""
+    from workbench.measure import measure_groups
+
+    measure_groups(MeasureJob(**{**job, "groups": jobs.read_groups(job["groups"])}), events)
+
+
+KINDS: dict[str, Callable[[Json, Events], Json | None]] = {
+    "probe": probe,
+    "preset": preset,
+    "golden": golden,
+    "ceilings": ceilings,
+    "measure": measure,
+}
+
+
+def die_with_parent(pipe: int) -> None:
+    """End this process and all that it started once nobody reads the pipe any more."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(pipe, 0)  # no event asked for: returns on an error only, that is without a reader
+        poll.poll()
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Do the job on standard input; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.worker")
+    parser.add_argument("--pipe", type=int, required=True, help="file descriptor that events are written to")
+    pipe = parser.parse_args().pipe
+    events = Events(pipe)
+    die_with_parent(pipe)
+    try:
+        job = json.load(sys.stdin)
+        result = KINDS[job["kind"]](job, events)
+    except BaseException as error:  # a backend that calls sys.exit() too
+        events.failure(error, "error")
+        return 1
+    events.send("done", result=result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
