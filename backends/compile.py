@@ -1,0 +1,73 @@
+"""torch.compile: TorchDynamo traces the definition, Inductor generates the kernels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target
+from backends.torch_probe import probe_torch
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.torch_engine import State, Steps
+
+MODES = ("reduce-overhead", "default", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class Compile:
+    """Compiles one program for each prompt length and one for every decode step."""
+
+    name = "compile"
+    options: Mapping[str, Option] = {
+        "mode": Option("torch.compile's mode; the first and third replay CUDA graphs on a GPU", MODES),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether torch and a C++ compiler are there, and for which devices."""
+        probe = probe_torch("compile")
+        compiler = os.environ.get("CXX", "g++")  # as Inductor looks for it
+        if probe.usable and shutil.which(compiler) is None:
+            return replace(
+                probe,
+                reason=f"torch.compile needs a C++ compiler and {compiler} is not on the path",
+                install="apt-get install g++, or set CXX",
+            )
+        return probe
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Note what to compile: torch.compile does so in the process that runs it, see `load`."""
+        return Artefact(config, shapes, target, options, definition="common", provenance="configured")
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights and compile every shape."""
+        from backends.torch_engine import TorchEngine
+
+        return TorchEngine(artefact, weights, partial(lower, mode=artefact.options.get("mode", MODES[0])))
+
+
+def lower(state: State, mode: str) -> Steps:
+    """Compile the two steps on a static cache, with weights, cache and position as inputs of the program."""
+    import torch
+
+    from backends.torch_engine import Steps, static_decode, static_prefill
+
+    compiled_prefill = torch.compile(static_prefill, fullgraph=True, dynamic=False, mode=mode)
+    compiled_decode = torch.compile(static_decode, fullgraph=True, dynamic=False, mode=mode)
+
+    def prefill(tokens: Tensor) -> None:
+        compiled_prefill(state, tokens)
+
+    def decode() -> None:
+        compiled_decode(state)
+
+    return Steps(prefill, decode)

@@ -1,0 +1,80 @@
+"""PyTorch without a compiler: its own kernels, launched from Python or replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.torch_probe import probe_torch
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from backends.torch_engine import State, Steps
+
+
+class Eager:
+    """Runs the definition as it is written."""
+
+    name = "eager"
+    options: Mapping[str, Option] = {
+        "graph": Option("replay each decode step as one captured CUDA graph (GPU only)"),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether torch is there, and for which devices."""
+        return probe_torch("eager")
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Note what to run: there is nothing to compile."""
+        graph = "graph" in options
+        if graph and not target.device.startswith("cuda"):
+            raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
+        provenance = "configured" if graph else "stock"
+        return Artefact(config, shapes, target, options, definition="common", provenance=provenance)
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights, allocate the cache, and capture the graph if there is to be one."""
+        from backends.torch_engine import TorchEngine
+
+        return TorchEngine(artefact, weights, lower_graph if "graph" in artefact.options else lower_eager)
+
+
+def lower_eager(state: State) -> Steps:
+    """Launch each operation from Python; the host knows the length, so the cache is sliced, not masked."""
+    from backends.torch_engine import Steps, prefill_step, sliced_step
+
+    def prefill(tokens: Tensor) -> None:
+        state.logits, state.token = prefill_step(state, tokens)
+
+    def decode() -> None:
+        state.logits, state.token = sliced_step(state)
+
+    return Steps(prefill, decode)
+
+
+def lower_graph(state: State) -> Steps:
+    """Capture one decode step whose position lives on the device; prefill stays as it is."""
+    import torch
+
+    from backends.torch_engine import Steps, static_decode, static_prefill
+
+    with torch.cuda.device(state.position.device):
+        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # cuBLAS allocates and picks its kernels here, outside the capture
+            for _ in range(3):
+                state.seek(0)
+                static_decode(state)
+        torch.cuda.current_stream().wait_stream(side)
+        state.seek(0)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            static_decode(state)
+
+    return Steps(lambda tokens: static_prefill(state, tokens), graph.replay)

@@ -1,0 +1,172 @@
+"""The engine that the PyTorch backends share; how a prefill and a decode step run is the backend's own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.contract import Artefact
+from backends.torch_ops import Cache, MaskedDecode, Prefill, Rope, SlicedDecode
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+from models.decoder import forward
+
+
+@dataclass
+class State:
+    """What a step reads and writes on the device: weights, cache, and a few small buffers."""
+
+    config: DecoderConfig
+    weights: dict[str, Tensor]
+    cache: Cache
+    rope: Rope
+    token: Tensor
+    """Next token of each sequence, int32 [B]."""
+    logits: Tensor
+    """The last step's, [B, V] in the stored dtype."""
+    position: Tensor
+    """Where the next decode writes, int64 [1]: `length`, for a program that cannot ask the host."""
+    length: int = 0
+    """Positions filled, as the host counts them."""
+
+    def seek(self, length: int) -> None:
+        """Set the length, on the host and on the device."""
+        self.length = length
+        self.position.fill_(length)
+
+
+def prefill_step(state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Run tokens [B, T] from position 0; returns logits [B, V] and next token [B]."""
+    ops = Prefill(state.config, state.cache, state.rope, tokens.shape[1])
+    return forward(ops, state.config, state.weights, tokens)
+
+
+def sliced_step(state: State) -> tuple[Tensor, Tensor]:
+    """Run one token at the host's length; returns logits [B, V] and next token [B]."""
+    ops = SlicedDecode(state.config, state.cache, state.rope, state.length)
+    return forward(ops, state.config, state.weights, state.token[:, None])
+
+
+def masked_step(state: State) -> tuple[Tensor, Tensor]:
+    """Run one token at the device's position; returns logits [B, V] and next token [B]."""
+    ops = MaskedDecode(state.config, state.cache, state.rope, state.position)
+    return forward(ops, state.config, state.weights, state.token[:, None])
+
+
+def static_prefill(state: State, tokens: Tensor) -> None:
+    """Prefill into the state's own buffers, where a program bound to their addresses goes on."""
+    logits, token = prefill_step(state, tokens)
+    state.logits.copy_(logits)
+    state.token.copy_(token)
+    state.position.fill_(tokens.shape[1])
+
+
+def static_decode(state: State) -> None:
+    """Decode into the state's own buffers and advance the position: one program, replayed for every step."""
+    logits, token = masked_step(state)
+    state.logits.copy_(logits)
+    state.token.copy_(token)
+    state.position.add_(1)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How one backend runs the model on a state: both leave logits and next token there."""
+
+    prefill: Callable[[Tensor], None]
+    """Takes the staged tokens [B, T]."""
+    decode: Callable[[], None]
+    """Takes the state's token, at its length or position, whichever this backend reads."""
+
+
+class TorchEngine:
+    """One model with a static cache on a device of torch."""
+
+    def __init__(self, artefact: Artefact, weights: Weights, lower: Callable[[State], Steps]) -> None:
+        config, shapes = artefact.config, artefact.shapes
+        self.device = torch.device(artefact.target.device)
+        dtype: torch.dtype = getattr(torch, artefact.target.dtype)
+        with torch.inference_mode():
+            self.state = State(
+                config=config,
+                weights=weights.once(f"torch:{self.device}", lambda: place(weights, self.device)),
+                cache=Cache.allocate(config, shapes.batch, shapes.capacity, dtype, self.device),
+                rope=Rope.tabulate(config, shapes.capacity, self.device),
+                token=torch.zeros(shapes.batch, dtype=torch.int32, device=self.device),
+                logits=torch.zeros(shapes.batch, config.vocab_size, dtype=dtype, device=self.device),
+                position=torch.zeros(1, dtype=torch.int64, device=self.device),
+            )
+            self.staged = {
+                length: torch.zeros(shapes.batch, length, dtype=torch.int32, device=self.device)
+                for length in shapes.prompts
+            }
+            self.tokens = self.staged[shapes.prompts[0]]
+            self.steps = lower(self.state)
+
+    def stage(self, tokens: np.ndarray) -> None:
+        """Copy tokens [B, T] to the buffer of that prompt length."""
+        self.tokens = self.staged[tokens.shape[1]]
+        copy_in(self.tokens, tokens)
+
+    def prefill(self) -> None:
+        """Run the staged tokens from position 0."""
+        with torch.inference_mode():
+            self.steps.prefill(self.tokens)
+        self.state.length = self.tokens.shape[1]
+
+    def decode(self) -> None:
+        """Run one step from the device's next token."""
+        with torch.inference_mode():
+            self.steps.decode()
+        self.state.length += 1
+
+    def rewind(self, length: int) -> None:
+        """Set the length; what is cached stays where it is."""
+        with torch.inference_mode():
+            self.state.seek(length)
+
+    def feed(self, tokens: np.ndarray) -> None:
+        """Overwrite the next token with tokens [B]."""
+        copy_in(self.state.token, tokens)
+
+    def poison(self, length: int) -> None:
+        """Overwrite the cache at positions >= length."""
+        with torch.inference_mode():
+            self.state.cache.poison(length)
+
+    def logits(self) -> np.ndarray:
+        """Return the last step's logits [B, V] as float32 on the host."""
+        host: np.ndarray = self.state.logits.to("cpu", torch.float32, copy=True).numpy()
+        return host
+
+    def sync(self) -> None:
+        """Return when the device is idle."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Free the cache, the buffers and whatever the steps hold; the weights stay with their `Weights`."""
+        self.sync()
+        del self.steps, self.state, self.staged, self.tokens
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def copy_in(buffer: Tensor, tokens: np.ndarray) -> None:
+    """Copy tokens to the device; torch takes no read-only array, hence the copy on the host."""
+    with torch.inference_mode():
+        buffer.copy_(torch.from_numpy(np.array(tokens, dtype=np.int32)))
+
+
+def place(weights: Weights, device: torch.device) -> dict[str, Tensor]:
+    """Copy every fused tensor to the device, aligned as torch's own allocations are."""
+    return {name: to_torch(array).to(device, copy=True) for name, array in weights.arrays()}
+
+
+def to_torch(array: np.ndarray) -> Tensor:
+    """Share an array's memory; numpy's bfloat16 is a stranger to torch and passes as its bits."""
+    if array.dtype == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
