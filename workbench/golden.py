@@ -1,0 +1,99 @@
+"""What an engine's logits are held against: golden logits, what each fault would add, and torch's own error.
+
+`Golden` is numpy alone, so that a worker of any backend can load it; computing one needs torch.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from backends.contract import Shapes
+from models.checkpoint import Weights
+from workbench.checks import check_lengths
+from workbench.mutants import Mutant, mutants_of
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Everything `gate.verify` needs. R distinct rows, N checked positions, V vocabulary, C columns,
+    M mutants, P prompts, L check lengths, S forced steps.
+    """
+
+    dtype: str
+    """Stored dtype of the engines this is for, and of the torch error in `reference_error`."""
+    batch: int
+    hidden_size: int
+    tokens: np.ndarray
+    """int32 [R, filled + S]: what is prefilled and fed."""
+    decoy: np.ndarray
+    """int32 [R, filled]: prefilled before the tokens, so that a page never written holds something wrong."""
+    prompts: np.ndarray
+    """int [P], ascending."""
+    lengths: np.ndarray
+    """int [L], descending."""
+    positions: np.ndarray
+    """int [N], ascending: where golden logits are kept."""
+    logits: np.ndarray
+    """float32 [R, N, V]."""
+    columns: np.ndarray
+    """int [C]: the columns of the vocabulary that the mutants are kept at."""
+    mutants: np.ndarray
+    """str [M]: names."""
+    prefill_shift: np.ndarray
+    """float32 [M, P, R, C]: mutant minus golden logits at each prompt's last position."""
+    decode_shift: np.ndarray
+    """float32 [M, L, R, S, C]: mutant minus golden logits at the forced steps."""
+    reference_error: np.ndarray
+    """float32 [R, N]: root mean square over the vocabulary of torch's error in the same dtype."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+
+def compute_golden(
+    weights: Weights,
+    shapes: Shapes,
+    device: str = "cpu",
+    seed: int = 0,
+    *,
+    lengths: tuple[int, ...] | None = None,
+    mutants: tuple[Mutant, ...] | None = None,
+    progress: Progress | None = None,
+) -> Golden:
+    """Compute golden and mutants in float32 on a device; needs torch.
+
+    `lengths` and `mutants` replace the check lengths and the faults that the shapes and the model call for.
+    """
+    import torch
+
+    from workbench.sweep import compute
+
+    if lengths is None:
+        lengths = check_lengths(shapes, max(shapes.prompts))
+    if mutants is None:
+        mutants = mutants_of(weights.config)
+    return compute(weights, shapes, torch.device(device), seed, lengths, mutants, progress)
+
+
+def save_golden(golden: Golden, path: Path) -> None:
+    """Write a golden as one .npz file; a reader sees all of it or nothing."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **{each.name: getattr(golden, each.name) for each in fields(golden)})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_golden(path: Path) -> Golden:
+    """Read a golden that `save_golden` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        values = {name: stored[name] for name in stored.files}
+    plain = {name: value.item() if value.ndim == 0 else value for name, value in values.items()}
+    return Golden(**plain)
