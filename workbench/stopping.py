@@ -20,6 +20,17 @@ FLOOR = 10
 CAP = 1000
 """Samples after which more only add to the files: the error falls with the root of their number."""
 
+STOPPING = {
+    "warm_window": WARM_WINDOW,
+    "warm_tolerance": WARM_TOLERANCE,
+    "warm_cap": WARM_CAP,
+    "warm_least_s": WARM_LEAST_S,
+    "relative_error": RELATIVE_ERROR,
+    "floor": FLOOR,
+    "cap": CAP,
+}
+"""What a record keeps of it: rows that stopped by other rules are not compared."""
+
 NORMAL_95 = 1.96
 """Standard normal quantile of a two-sided 95 % interval."""
 
