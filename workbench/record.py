@@ -5,11 +5,11 @@ SI units are in the field names; a number that could not exist is None. The hist
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from workbench.caches import digest
 
 SCHEMA = 1
 
@@ -138,7 +138,18 @@ def backend_name(backend: str, options: Mapping[str, str]) -> str:
     return f"{backend}[{inner}]"
 
 
-WORK_FIELDS = ("model", "weights", "phase", "batch", "prompt", "context", "steps", "dtype", "clock", "protocol")
+WORK_FIELDS = (
+    "model",
+    "weights",
+    "phase",
+    "batch",
+    "prompt",
+    "context",
+    "steps",
+    "dtype",
+    "clock",
+    "protocol",
+)
 """What two rows must share before their times may be compared, besides the device itself."""
 
 
@@ -152,8 +163,7 @@ def row_key(record: Record) -> str:
     parts: Json = {name: getattr(record, name) for name in WORK_FIELDS}
     parts |= {"backend": record.backend, "options": record.options, "versions": record.versions}
     parts |= {"gpu": record.gpu, "device": record.device.split(":")[0]}
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(parts)
 
 
 def to_json(record: Record) -> Json:

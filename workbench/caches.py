@@ -1,0 +1,37 @@
+"""Where things are kept between runs: presets, golden files, and the compilers' own caches."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+COMPILER_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "JAX_COMPILATION_CACHE_DIR": "jax",
+    "CUDA_CACHE_PATH": "cuda",
+    "TVM_CACHE_DIR": "tvm",
+}
+"""The variables that tell compilers where their caches lie. A cold build starts with all of them empty."""
+
+
+def cache_root() -> Path:
+    """Return the cache folder: $WORKBENCH_CACHE, else the desktop standard's place for caches."""
+    named = os.environ.get("WORKBENCH_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "workbench"
+
+
+def digest(parts: Mapping[str, Any]) -> str:
+    """Name a combination of values in 16 characters."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
+    """Point every compiler's cache into one folder."""
+    return {name: str(folder / subfolder) for name, subfolder in COMPILER_CACHES.items()}

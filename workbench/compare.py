@@ -1,0 +1,87 @@
+"""The main job, from the request to the printed result: read it as the table of contents."""
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from models.config import find_preset, locate, read_config
+from models.errors import UserError
+from workbench import dryrun, report
+from workbench.caches import cache_root
+from workbench.campaign import Campaign
+from workbench.contestants import Contestant, choose
+from workbench.entries import enter
+from workbench.machine import Device, DeviceLock, describe, resolve_device
+from workbench.plan import PlannedGroup, plan
+from workbench.progress import Progress
+from workbench.ratios import find_ratios
+from workbench.record import Record
+from workbench.request import Request, Settings, settle
+from workbench.source import foresee, prepare
+from workbench.store import Store
+
+
+def compare(request: Request, form: str) -> bool:
+    """Measure what is missing, print every row; returns whether every row asked for by name has a time."""
+    with Progress(Console(stderr=True)) as progress:
+        device, settings, groups = resolve(request)
+        contestants = invite(request, settings)
+        source = prepare(settings.model, settings.dtype, progress)
+        store = Store(request.results, progress.warn)
+        entries = enter(settings, device, source, store, contestants, groups, request.again)
+        with DeviceLock(device, cache_root() / "locks"):
+            campaign = Campaign(settings, device, source, store, progress)
+            campaign.measure(entries)
+    records = [entry.record for entry in entries if entry.record is not None]
+    write(records, request.baseline, form)
+    return request.backends is None or all(record.timed for record in records)
+
+
+def preview(request: Request, form: str) -> None:
+    """Print what `compare` would measure, with an estimate of its time and memory; writes nothing."""
+    with Progress(Console(stderr=True)) as progress:
+        device, settings, groups = resolve(request)
+        contestants = invite(request, settings)
+        source = foresee(settings.model, settings.dtype, progress)
+        store = Store(request.results, progress.warn)
+        entries = enter(settings, device, source, store, contestants, groups, request.again)
+        rows = dryrun.estimate(settings, device, source.config, entries)
+    dryrun.write(rows, form)
+
+
+def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...]]:
+    """Find the device, fill in its defaults and plan the engines; raises UserError before anything is run."""
+    device = describe(resolve_device(request.device))
+    settings = settle(request, device.device)
+    folder = locate(settings.model)
+    config = read_config(folder) if folder is not None else find_preset(settings.model)
+    return device, settings, plan(config, settings.workload)
+
+
+def invite(request: Request, settings: Settings) -> list[Contestant]:
+    """Ask the backends whether they work here; raises UserError if none can take part."""
+    contestants = choose(request.backends, settings.device, settings.dtype, request.pythons)
+    if not contestants:
+        raise UserError(
+            f"no backend runs {settings.dtype} on {settings.device} here: see `python -m workbench backends`"
+        )
+    names = [contestant.name for contestant in contestants]
+    if request.baseline is not None and request.baseline not in names:
+        raise UserError(
+            f"--baseline {request.baseline!r} is not among the rows: choose from {', '.join(names)}"
+        )
+    return contestants
+
+
+def write(records: Sequence[Record], baseline: str | None, form: str) -> None:
+    """Print the rows to stdout in the form asked for."""
+    result = report.Report(tuple(records), tuple(find_ratios(records, baseline)))
+    if form == "json":
+        print(report.as_json(result))
+    elif form == "csv":
+        print(report.as_csv(result))
+    elif form == "md":
+        print(report.markdown(result))
+    else:
+        report.print_table(result, Console(width=None if sys.stdout.isatty() else report.WIDE))

@@ -1,0 +1,127 @@
+"""What `--dry-run` prints: every row, whether it is there already, and what the missing ones would cost.
+
+Each engine of the plan is driven through the `null` backend by the real harness, so a plan that cannot run
+is found here; what that takes a step is the harness's own cost. Times are estimates from stated guesses.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from backends import registry
+from backends.contract import Target
+from models.config import DecoderConfig
+from models.work import Work, cache_bytes, weight_bytes
+from workbench import units
+from workbench.checks import FORCED_STEPS, check_lengths, workload_tokens
+from workbench.clock import Clock
+from workbench.entries import Entry
+from workbench.job import RowJob
+from workbench.machine import Device
+from workbench.measure import take_samples
+from workbench.plan import PlannedGroup, PlannedRow
+from workbench.report import WIDE
+from workbench.request import Settings
+from workbench.rows import least_work
+
+GUESSES = {
+    "cpu": Work(bytes=20 * 10**9, flops=100 * 10**9),
+    "cuda": Work(bytes=2 * 10**12, flops=300 * 10**12),
+}
+"""Bytes and FLOPs a second that a usual device of a kind reaches in this work."""
+PROCESS_S = 15.0
+"""Guess for starting a process, loading and building."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One row of the plan."""
+
+    backend: str
+    phase: str
+    batch: int
+    length: int
+    state: str
+    """`measured` before, `measure` now, or the status of a row that cannot run, with the reason."""
+    time_s: float
+    """Estimated wall time of all its processes; 0 where nothing is left to do."""
+    memory_bytes: int
+    """Weights, cache and logits; what a backend needs beside them is not known before."""
+
+
+def estimate(
+    settings: Settings, device: Device, config: DecoderConfig, entries: Sequence[Entry]
+) -> list[Estimate]:
+    """Estimate what each row costs."""
+    for group in dict.fromkeys(entry.group for entry in entries):
+        rehearse(settings, config, group)
+    return [estimate_row(settings, device, config, entry) for entry in entries]
+
+
+def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entry: Entry) -> Estimate:
+    """Estimate one row: its processes' start, its share of the two gates, its samples."""
+    shapes, row = entry.group.shapes, entry.row
+    missing = sum(entry.lacks(repeat) for repeat in range(settings.repeats))
+    step = PlannedRow("decode", shapes.batch, max(shapes.prompts), 1)
+    fill = PlannedRow("prefill", shapes.batch, max(shapes.prompts), None)
+    steps = FORCED_STEPS * len(check_lengths(shapes, max(shapes.prompts)))
+    gate = 2 * (steps * guess(settings, device, config, step) + 3 * guess(settings, device, config, fill))
+    once = (PROCESS_S + gate) / len(entry.group.rows) + settings.budget_s
+    logits = 4 * shapes.batch * config.vocab_size
+    cache = cache_bytes(config, settings.dtype, shapes.batch, shapes.capacity)
+    record = entry.record
+    return Estimate(
+        backend=entry.contestant.name,
+        phase=row.phase,
+        batch=row.batch,
+        length=row.length,
+        state="measure"
+        if record is None
+        else "measured"
+        if record.timed
+        else f"{record.status}: {record.reason}",
+        time_s=missing * once,
+        memory_bytes=weight_bytes(config, settings.dtype) + cache + logits,
+    )
+
+
+def guess(settings: Settings, device: Device, config: DecoderConfig, row: PlannedRow) -> float:
+    """Guess the seconds of one prefill or one decode step."""
+    work = least_work(config, settings.dtype, row)
+    rates = GUESSES["cuda" if device.is_gpu else "cpu"]
+    return max(work.bytes / rates.bytes, work.flops / rates.flops)
+
+
+def rehearse(settings: Settings, config: DecoderConfig, group: PlannedGroup) -> None:
+    """Drive one engine of the plan through the `null` backend and the real harness."""
+    backend = registry.find("null")
+    engine = backend.load(backend.build(config, group.shapes, Target("cpu", settings.dtype, ""), {}), None)
+    for row in group.rows:
+        tokens = workload_tokens(config.vocab_size, row.batch, row.length, seed=0)
+        take_samples(engine, Clock("cpu"), tokens, RowJob("", row.phase, row.length, row.steps), budget_s=0.0)
+    engine.close()
+
+
+def write(rows: Sequence[Estimate], form: str) -> None:
+    """Print the plan to stdout in the form asked for."""
+    if form == "json":
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+    elif form == "csv":
+        writer = csv.DictWriter(sys.stdout, list(Estimate.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        table = Table("backend", "phase", "batch", "length", "state", "time (estimate)", "memory (at least)")
+        for row in rows:
+            cells = (row.phase, str(row.batch), str(row.length), row.state, units.duration(row.time_s))
+            table.add_row(row.backend, *cells, units.size(row.memory_bytes))
+        console.print(table)
+        total = units.duration(sum(row.time_s for row in rows))
+        memory = units.size(max((row.memory_bytes for row in rows), default=0))
+        console.print(f"about {total} in all, at least {memory} of memory at a time; nothing was measured")

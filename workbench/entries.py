@@ -1,0 +1,119 @@
+"""The rows of one comparison on their way to records: what is known of each, what is missing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from workbench import __version__
+from workbench.contestants import Contestant
+from workbench.gate import GATE
+from workbench.job import RowResult
+from workbench.machine import Device
+from workbench.plan import PlannedGroup, PlannedRow
+from workbench.record import Record, row_key
+from workbench.request import Settings
+from workbench.source import Source
+from workbench.stopping import STOPPING
+from workbench.store import Store
+
+
+@dataclass
+class Entry:
+    """One row of one backend."""
+
+    contestant: Contestant
+    group: PlannedGroup
+    row: PlannedRow
+    blank: Record
+    """The row as it will be recorded, but for what measuring tells."""
+    results: dict[int, RowResult] = field(default_factory=dict)
+    """What each process measured, by repeat."""
+    failure: RowResult | None = None
+    """Why a process measured nothing; the row then has no time."""
+    record: Record | None = None
+    """The finished row."""
+
+    @property
+    def key(self) -> str:
+        """Name of the row's side files."""
+        return row_key(self.blank)
+
+    def lacks(self, repeat: int) -> bool:
+        """Whether this process is still to be run."""
+        return self.record is None and self.failure is None and repeat not in self.results
+
+
+def enter(
+    settings: Settings,
+    device: Device,
+    source: Source,
+    store: Store,
+    contestants: Sequence[Contestant],
+    groups: Sequence[PlannedGroup],
+    again: bool,
+) -> list[Entry]:
+    """List every row of every backend, with what earlier calls have measured of it."""
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+    known = {row_key(each): each for each in store.read(device.name, source.name) if each.timed}
+    entries = []
+    for group in groups:
+        for row in group.rows:
+            for contestant in contestants:
+                blank = blank_record(run, settings, device, source, contestant, row)
+                entry = Entry(contestant, group, row, blank)
+                recall(entry, known, store, again)
+                entries.append(entry)
+    return entries
+
+
+def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) -> None:
+    """Take over what is known of a row: that it cannot run, its record, or some of its processes."""
+    blank, gpu = entry.blank, str(entry.blank.gpu["name"])
+    obstacle = entry.contestant.obstacle(blank.device, blank.dtype)
+    if obstacle:
+        entry.record = replace(blank, status=obstacle[0], reason=obstacle[1])
+    elif again:
+        store.forget(gpu, entry.key)
+    elif entry.key in known:
+        entry.record = known[entry.key]
+    else:
+        processes = range(blank.protocol["processes"])
+        kept = store.kept(gpu, entry.key)
+        entry.results = {repeat: result for repeat, result in kept.items() if repeat in processes}
+
+
+def blank_record(
+    run: str, settings: Settings, device: Device, source: Source, contestant: Contestant, row: PlannedRow
+) -> Record:
+    """Describe a row before it is measured."""
+    return Record(
+        run=run,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        workbench=__version__,
+        backend=contestant.backend,
+        options=contestant.options,
+        definition=None,
+        provenance=None,
+        model=source.name,
+        weights=source.checksum,
+        phase=row.phase,
+        batch=row.batch,
+        prompt=row.prompt,
+        context=row.context,
+        steps=row.steps,
+        dtype=settings.dtype,
+        device=device.device,
+        gpu=device.identity(),
+        status="missing",
+        reason="not measured",
+        clock=row.clock,
+        protocol=protocol(settings),
+        versions=dict(contestant.probe.versions),
+    )
+
+
+def protocol(settings: Settings) -> dict[str, Any]:
+    """Write down how rows are verified and timed; rows of unlike protocols are never compared."""
+    return {"gate": GATE, "processes": settings.repeats, "budget_s": settings.budget_s, **STOPPING}

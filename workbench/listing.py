@@ -1,0 +1,43 @@
+"""What `python -m workbench backends` prints."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from backends import registry
+from workbench.contestants import probe_backends
+from workbench.report import WIDE
+
+
+def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
+    """Probe every backend in its own Python and print what it said."""
+    probes = probe_backends(registry.names(), pythons)
+    if as_json:
+        rows = [{"backend": name, "usable": probe.usable, **asdict(probe)} for name, probe in probes.items()]
+        print(json.dumps(rows, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    table = Table("backend", "usable", "devices", "dtypes", "versions", "options")
+    for name, probe in probes.items():
+        table.add_row(
+            name,
+            "yes" if probe.usable else f"no: {probe.reason}; {probe.install or ''}",
+            ", ".join(probe.devices),
+            ", ".join(probe.dtypes),
+            ", ".join(f"{package} {version}" for package, version in probe.versions.items()),
+            options_of(name),
+            style="" if probe.usable else "dim",
+        )
+    console.print(table)
+
+
+def options_of(name: str) -> str:
+    """Write a backend's options as they are typed."""
+    options = registry.find(name).options
+    return "\n".join(
+        f"{key}={'|'.join(option.values)}" if option.values else key for key, option in options.items()
+    )

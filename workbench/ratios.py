@@ -1,0 +1,84 @@
+"""How two rows compare: only the same work on the same device, never without an interval. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.errors import UserError
+from workbench.record import WORK_FIELDS, Record, device_identity
+from workbench.statistics import ratio_interval
+
+DEFAULT_BASELINE = "eager"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the baseline a row is; above 1 is faster."""
+
+    to: str
+    """The baseline's name."""
+    median: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval excludes 1, so that the two can be told apart."""
+        return self.low > 1.0 or self.high < 1.0
+
+
+def difference(one: Record, other: Record) -> str | None:
+    """Name the first thing that keeps two rows from being compared; None if nothing does."""
+    for name in WORK_FIELDS:
+        if getattr(one, name) != getattr(other, name):
+            return f"{name}: {getattr(one, name)!r} and {getattr(other, name)!r}"
+    if device_identity(one) != device_identity(other):
+        return f"device: {device_identity(one)} and {device_identity(other)}"
+    return None
+
+
+def compare_rows(base: Record, other: Record) -> Ratio:
+    """Compare two timed rows; raises UserError if they are not the same work on the same device."""
+    unlike = difference(base, other)
+    if unlike:
+        raise UserError(f"{base.name} and {other.name} cannot be compared: they differ in {unlike}")
+    if base is other:
+        return Ratio(base.name, 1.0, 1.0, 1.0)
+    found = ratio_interval(samples(base), samples(other))
+    return Ratio(base.name, found.value, found.low, found.high)
+
+
+def samples(record: Record) -> list[tuple[float, ...]]:
+    """Return a row's samples in seconds, a tuple for each process."""
+    return [run.samples_s for run in record.processes]
+
+
+def workload_of(record: Record) -> tuple[object, ...]:
+    """Name what rows of one table section share."""
+    return (record.phase, record.batch, record.prompt, record.context, record.steps)
+
+
+def find_baseline(records: Sequence[Record], name: str | None) -> Record | None:
+    """Choose the row that the others of one workload are compared with: the named one, else `eager`, else the
+    first that has a time. A named baseline without a time leaves the workload without ratios.
+    """
+    timed = [record for record in records if record.timed]
+    for record in timed:
+        if record.name == (name or DEFAULT_BASELINE):
+            return record
+    return None if name or not timed else timed[0]
+
+
+def find_ratios(records: Sequence[Record], baseline: str | None) -> list[Ratio | None]:
+    """Compare each row with its workload's baseline; None for a row without a time."""
+    bases: dict[tuple[object, ...], Record | None] = {}
+    for record in records:
+        key = workload_of(record)
+        if key not in bases:
+            bases[key] = find_baseline([each for each in records if workload_of(each) == key], baseline)
+    found = []
+    for record in records:
+        base = bases[workload_of(record)]
+        found.append(compare_rows(base, record) if base and record.timed else None)
+    return found

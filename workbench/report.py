@@ -1,0 +1,196 @@
+"""Records as people and programs read them: what was held equal, a table, who wins, warnings. Pure."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from workbench import units
+from workbench.ratios import Ratio, compare_rows, workload_of
+from workbench.record import Record, to_json
+
+WIDE = 200
+"""Columns where the output is no terminal, so that a piped table is never folded."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows in the order they are shown, each with its ratio to the baseline."""
+
+    records: tuple[Record, ...]
+    ratios: tuple[Ratio | None, ...]
+
+    def sections(self) -> list[list[tuple[Record, Ratio | None]]]:
+        """Group the rows by workload, in the order they come."""
+        found: dict[tuple[object, ...], list[tuple[Record, Ratio | None]]] = {}
+        for record, ratio in zip(self.records, self.ratios, strict=True):
+            found.setdefault(workload_of(record), []).append((record, ratio))
+        return list(found.values())
+
+
+COLUMNS = (
+    "backend",
+    "time",
+    "95 % interval",
+    "tokens/s",
+    "ratio",
+    "of limit",
+    "build cold / warm",
+    "peak memory",
+    "error ratio",
+    "status",
+)
+
+
+def cells(record: Record, ratio: Ratio | None) -> tuple[str, ...]:
+    """Write one row's cells, in the order of COLUMNS; a dash where there is no number."""
+    time = record.time_s
+    builds = [record.build_s.get(kind) for kind in ("cold", "warm")]
+    total = record.peak_bytes.get("total")
+    return (
+        record.name,
+        units.seconds(time.median) if time else "-",
+        units.interval(time.low, time.high) if time else "-",
+        f"{record.tokens_per_s:,.0f}" if record.tokens_per_s else "-",
+        ratio_cell(ratio),
+        units.percent(record.limit_share) if record.limit_share is not None else "-",
+        " / ".join(units.seconds(value) if value is not None else "-" for value in builds),
+        units.size(total) if total else "-",
+        f"{record.error_ratio:.2f}" if record.error_ratio is not None else "-",
+        record.status,
+    )
+
+
+def ratio_cell(ratio: Ratio | None) -> str:
+    """Write a ratio with its interval; the baseline itself is 1."""
+    if ratio is None:
+        return "-"
+    if ratio.median == ratio.low == ratio.high == 1.0:
+        return "1 (baseline)"
+    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def title(record: Record) -> str:
+    """Name a workload: `decode, batch 1, context 128, a step of 32 chained ones`."""
+    if record.phase == "prefill":
+        return f"prefill, batch {record.batch}, {record.prompt} tokens a sequence, drained clock"
+    return f"decode, batch {record.batch}, context {record.context}, mean of {record.steps} chained steps"
+
+
+def held_equal(record: Record) -> list[str]:
+    """Say what every row of the table shares."""
+    gpu = record.gpu
+    device = f"{record.device}: {gpu.get('name', 'unknown')}"
+    device += f", {gpu['threads']} threads" if "threads" in gpu else f", driver {gpu.get('driver')}"
+    protocol = record.protocol
+    return [
+        f"model {record.model}, {record.dtype}, weights {record.weights[:12]}",
+        f"device {device}",
+        f"greedy decoding of the same tokens; {protocol['processes']} processes a row, in rotating order; "
+        f"logits verified before and after timing (gate {protocol['gate']})",
+    ]
+
+
+def verdict(section: Sequence[tuple[Record, Ratio | None]]) -> str:
+    """Say who wins one workload, by how much, and whether that is real."""
+    timed = sorted((record for record, _ in section if record.timed), key=median)
+    if not timed:
+        return "no row has a time"
+    best = timed[0]
+    if len(timed) == 1:
+        return f"only {best.name} has a time"
+    lead = compare_rows(timed[1], best)
+    spread = f"{lead.median:.2f}x [{lead.low:.2f}, {lead.high:.2f}]"
+    if not lead.real:
+        return f"{best.name} and {timed[1].name} cannot be told apart ({spread})"
+    return f"{best.name} is fastest: {spread} the speed of {timed[1].name}"
+
+
+def median(record: Record) -> float:
+    """Return the median time of a timed record, in seconds."""
+    assert record.time_s is not None
+    return record.time_s.median
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Collect why rows have no time and every warning, each once, with the rows it belongs to."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        lines = [f"{record.status}: {record.reason}"] if record.reason else []
+        for line in [*lines, *record.warnings]:
+            names = found.setdefault(line, [])
+            if record.name not in names:
+                names.append(record.name)
+    return [f"{', '.join(names)}: {line}" for line, names in found.items()]
+
+
+def print_table(report: Report, console: Console) -> None:
+    """Print what was held equal, a table for each workload with its verdict, and the warnings."""
+    if report.records:
+        console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records[0])), sep="\n")
+    for section in report.sections():
+        table = Table(title=title(section[0][0]), title_justify="left", title_style="bold")
+        for name in COLUMNS:
+            right = name not in ("backend", "status")
+            table.add_column(
+                name, justify="right" if right else "left", no_wrap=name in ("backend", "status")
+            )
+        for record, ratio in section:
+            style = "" if record.timed else "red"
+            table.add_row(*cells(record, ratio), style=style)
+        console.print()
+        console.print(table)
+        console.print(verdict(section), style="bold", markup=False)
+    lines = notes(report.records)
+    if lines:
+        console.print("\nNotes:", style="yellow")
+        for line in lines:
+            console.print(f"  {line}", markup=False)
+
+
+def markdown(report: Report) -> str:
+    """Write the same report as Markdown."""
+    lines = [f"- {line}" for line in held_equal(report.records[0])] if report.records else []
+    for section in report.sections():
+        lines += ["", f"**{title(section[0][0])}**", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        lines += ["| " + " | ".join(cells(record, ratio)) + " |" for record, ratio in section]
+        lines += ["", verdict(section)]
+    lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> str:
+    """Write the rows as one JSON list, each record with its `ratio`."""
+    rows = [
+        to_json(record) | {"ratio": asdict(ratio) if ratio else None}
+        for record, ratio in zip(report.records, report.ratios, strict=True)
+    ]
+    return json.dumps(rows, indent=1)
+
+
+CSV_FIELDS = ("phase", "batch", "prompt", "context", "steps", "dtype", "device", "model", "status", "reason")
+
+
+def as_csv(report: Report) -> str:
+    """Write one line a row, with SI units in the column names."""
+    out = io.StringIO()
+    names = ["backend", *CSV_FIELDS, "time_s", "low_s", "high_s", "tokens_per_s", "limit_share"]
+    names += ["ratio_to", "ratio", "ratio_low", "ratio_high", "build_cold_s", "build_warm_s"]
+    names += ["load_s", "peak_bytes", "error_ratio"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for record, ratio in zip(report.records, report.ratios, strict=True):
+        time = record.time_s
+        row = [record.name, *(getattr(record, name) for name in CSV_FIELDS)]
+        row += [time.median, time.low, time.high] if time else [None] * 3
+        row += [record.tokens_per_s, record.limit_share]
+        row += [ratio.to, ratio.median, ratio.low, ratio.high] if ratio else [None] * 4
+        row += [record.build_s.get("cold"), record.build_s.get("warm"), record.load_s]
+        row += [record.peak_bytes.get("total"), record.error_ratio]
+        writer.writerow(row)
+    return out.getvalue().rstrip("\n")

@@ -1,0 +1,115 @@
+"""The command line's values, parsed and checked as far as that needs neither model nor device. Pure."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backends.registry import parse_list
+from models.errors import UserError
+from workbench.plan import CPU_DEFAULT, DTYPES, GPU_DEFAULT, PHASES, Workload
+
+Named = tuple[str, dict[str, str]]
+"""A backend's id with its options."""
+
+CPU_REPEATS = 2
+GPU_REPEATS = 3
+CPU_BUDGET_S = 5.0
+GPU_BUDGET_S = 10.0
+"""Time the samples of one row may take in one process."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare; values left out take the device's default."""
+
+    backends: tuple[Named, ...] | None = None
+    """None for every usable one."""
+    model: str | None = None
+    phases: tuple[str, ...] | None = None
+    batches: tuple[int, ...] | None = None
+    prompts: tuple[int, ...] | None = None
+    contexts: tuple[int, ...] | None = None
+    steps: int | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    repeats: int | None = None
+    baseline: str | None = None
+    again: bool = False
+    results: Path = Path("results")
+    pythons: dict[str, str] = field(default_factory=dict)
+    """The interpreter of a backend that has an environment of its own."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A request with the defaults of its device filled in."""
+
+    model: str
+    workload: Workload
+    dtype: str
+    device: str
+    repeats: int
+    budget_s: float
+
+
+def settle(request: Request, device: str) -> Settings:
+    """Fill in what the request leaves to the device, `cpu` or `cuda:N`; raises UserError."""
+    on_cpu = device == "cpu"
+    default = CPU_DEFAULT if on_cpu else GPU_DEFAULT
+    workload = Workload(
+        phases=request.phases or default.phases,
+        batches=request.batches or default.batches,
+        prompts=request.prompts or default.prompts,
+        contexts=request.contexts or default.contexts,
+        steps=request.steps if request.steps is not None else default.steps,
+    )
+    repeats = request.repeats if request.repeats is not None else (CPU_REPEATS if on_cpu else GPU_REPEATS)
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: at least one process must measure each row")
+    dtype = request.dtype or ("float32" if on_cpu else "bfloat16")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
+    model = request.model or ("tiny" if on_cpu else "llama-3.2-1b")
+    return Settings(model, workload, dtype, device, repeats, CPU_BUDGET_S if on_cpu else GPU_BUDGET_S)
+
+
+def read_backends(text: str | None) -> tuple[Named, ...] | None:
+    """Read `a,b[option=value]`; raises UserError for what cannot be read or is named twice."""
+    if text is None:
+        return None
+    found = parse_list(text)
+    for index, named in enumerate(found):
+        if named in found[:index]:
+            raise UserError(f"--backends names {named[0]} twice with the same options: keep one")
+    return tuple(found)
+
+
+def read_integers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """Read `1,8,32` without repetitions, ascending; raises UserError for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UserError(f"{option} {text!r}: write whole numbers, `1,8,32` for instance") from None
+
+
+def read_phases(text: str | None) -> tuple[str, ...] | None:
+    """Read `prefill,decode`; raises UserError for another phase."""
+    if text is None:
+        return None
+    phases = tuple(part.strip() for part in text.split(","))
+    unknown = [phase for phase in phases if phase not in PHASES]
+    if unknown:
+        raise UserError(f"--phases {text!r}: {unknown[0]!r} is none; choose from {', '.join(PHASES)}")
+    return tuple(phase for phase in PHASES if phase in phases)
+
+
+def read_pythons(pairs: list[str]) -> dict[str, str]:
+    """Read `NAME=PATH` pairs; raises UserError where PATH is no file."""
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not Path(path).expanduser().is_file():
+            raise UserError(f"--python {pair!r}: write BACKEND=PATH with the path of a Python interpreter")
+        found[name] = str(Path(path).expanduser())
+    return found

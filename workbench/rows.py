@@ -1,0 +1,175 @@
+"""How the results of several processes become one record: times, share of the limit, status. Pure."""
+
+import dataclasses
+import statistics as plain
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from models.config import DecoderConfig
+from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
+from workbench.job import RowResult
+from workbench.plan import PlannedGroup, PlannedRow
+from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
+from workbench.statistics import percentile, summarise
+
+Json = dict[str, Any]
+
+CACHE_FACTOR = 8
+"""Work that moves fewer bytes than this many last-level caches may run from cache: its share says nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What is known of a row besides its own samples."""
+
+    work: Work
+    """The least bytes and FLOPs of one prefill, or of one decode step on average."""
+    ceilings: Json
+    weight_bytes: int
+    cache_bytes: int
+    build_s: Json
+
+
+def gather(
+    config: DecoderConfig, dtype: str, group: PlannedGroup, row: PlannedRow, results: Sequence[RowResult]
+) -> Evidence:
+    """Gather what is known of a row besides its samples: the least work, ceilings, build times."""
+    names = ("ceilings_before", "ceilings_after")
+    looks = [result.clocks[name] for result in results for name in names if result.clocks.get(name)]
+    builds = {result.cold: result.build_s for result in results if result.cold is not None}
+    shapes = group.shapes
+    return Evidence(
+        work=least_work(config, dtype, row),
+        ceilings=summarise_ceilings(
+            [look for index, look in enumerate(looks) if look and look not in looks[:index]]
+        ),
+        weight_bytes=weight_bytes(config, dtype),
+        cache_bytes=cache_bytes(config, dtype, shapes.batch, shapes.capacity),
+        build_s={"cold": builds.get(True), "warm": builds.get(False)},
+    )
+
+
+def least_work(config: DecoderConfig, dtype: str, row: PlannedRow) -> Work:
+    """Return the least work of one prefill, or of one decode step on average over the chained ones."""
+    if row.steps is None:
+        return prefill_work(config, dtype, row.batch, row.length)
+    total = decode_work(config, dtype, row.batch, row.length, row.steps)
+    return Work(bytes=total.bytes // row.steps, flops=total.flops // row.steps)
+
+
+def finish(
+    blank: Record, results: Sequence[RowResult], evidence: Evidence, last_level_cache: int | None
+) -> Record:
+    """Turn one row's results, a process each, into its record; the first failure decides the status.
+
+    `last_level_cache` is in bytes; None where it is unknown.
+    """
+    failed = next((result for result in results if result.status not in TIMED), None)
+    last = failed or results[-1]
+    record = dataclasses.replace(
+        blank,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status=last.status,
+        reason=last.reason,
+        definition=last.definition,
+        provenance=last.provenance,
+        ceilings=evidence.ceilings,
+        build_s=evidence.build_s,
+        load_s=last.load_s,
+        peak_bytes=split_memory(results, evidence),
+        error_ratio=worst_error(results),
+        warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
+    )
+    return record if failed else with_times(record, results, evidence, last_level_cache)
+
+
+def with_times(
+    record: Record, results: Sequence[RowResult], evidence: Evidence, last_level_cache: int | None
+) -> Record:
+    """Add what the samples say; a time below the ceilings' own interval makes the row implausible."""
+    time = summarise([result.samples_s for result in results])
+    share, complaint = limit_share(evidence, time.median, last_level_cache)
+    fastest_allowed = least_time(evidence, "high")
+    if share is not None and fastest_allowed is not None and time.high < fastest_allowed:
+        reason = (
+            f"a time of {time.median:.3g} s is {share:.2f} of what the machine's measured ceilings allow: "
+            "somebody did not do the work, or the ceilings were disturbed; rerun with --again"
+        )
+        return dataclasses.replace(record, status="implausible", reason=reason)
+    enqueued = [value for result in results for value in result.enqueue_s]
+    tokens = record.batch * (record.prompt or 1)
+    unstable = any(result.status == UNSTABLE for result in results)
+    return dataclasses.replace(
+        record,
+        status=UNSTABLE if unstable else OK,
+        reason=next((result.reason for result in results if result.status == UNSTABLE), None),
+        time_s=time,
+        processes=tuple(ProcessRun(each.samples_s, each.enqueue_s, seen(each)) for each in results),
+        enqueue_s=plain.median(enqueued) if enqueued else None,
+        tokens_per_s=tokens / time.median,
+        limit_share=share,
+        warnings=record.warnings + ((complaint,) if complaint else ()),
+    )
+
+
+def seen(result: RowResult) -> Json:
+    """Return what was seen of the device during a process, less the ceilings: the record has them once."""
+    return {name: value for name, value in result.clocks.items() if not name.startswith("ceilings")}
+
+
+def least_time(evidence: Evidence, ceiling: str = "median") -> float | None:
+    """Return the least seconds the work can take at the measured ceilings; None where none were measured."""
+    bandwidth = evidence.ceilings.get("bandwidth_bytes_per_s")
+    rate = evidence.ceilings.get("flops_per_s")
+    if not bandwidth or not rate:
+        return None
+    return float(max(evidence.work.bytes / bandwidth[ceiling], evidence.work.flops / rate[ceiling]))
+
+
+def limit_share(evidence: Evidence, time_s: float, cache: int | None) -> tuple[float | None, str | None]:
+    """Return the share of the hardware's limit that a time reaches, or None and why there is none."""
+    least = least_time(evidence)
+    if least is None:
+        return None, "no share of the limit: no ceilings were measured"
+    if cache and evidence.work.bytes < CACHE_FACTOR * cache:
+        return None, (
+            f"no share of the limit: the work moves {evidence.work.bytes / 2**20:.0f} MiB and fits in cache "
+            f"({cache / 2**20:.0f} MiB); take a larger model, batch or context for one"
+        )
+    return least / time_s, None
+
+
+def split_memory(results: Sequence[RowResult], evidence: Evidence) -> Json:
+    """Split the highest memory seen into weights, cache and rest, in bytes; rest is None if unknown."""
+    peaks = [result.peak_bytes for result in results if result.peak_bytes is not None]
+    total = max(peaks, default=None)
+    known = evidence.weight_bytes + evidence.cache_bytes
+    rest = total - known if total is not None and total >= known else None
+    return {
+        "total": total,
+        "weights": evidence.weight_bytes,
+        "cache": evidence.cache_bytes,
+        "rest": rest,
+    }
+
+
+def worst_error(results: Sequence[RowResult]) -> float | None:
+    """Return the largest error ratio of all processes."""
+    return max((each.error_ratio for each in results if each.error_ratio is not None), default=None)
+
+
+def summarise_ceilings(measured: Sequence[Json]) -> Json:
+    """Pool the ceilings measured before and after each round; every sample is kept, in order."""
+    summary: Json = {}
+    for name in ("bandwidth_bytes_per_s", "flops_per_s"):
+        rounds = [list(each[name]) for each in measured]
+        pooled = [value for samples in rounds for value in samples]
+        if pooled:
+            summary[name] = {
+                "median": plain.median(pooled),
+                "low": percentile(pooled, 2.5),
+                "high": percentile(pooled, 97.5),
+                "rounds": rounds,
+            }
+    return summary

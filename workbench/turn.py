@@ -1,0 +1,90 @@
+"""One worker process of one backend in one round, and what comes of its rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from workbench.entries import Entry
+from workbench.job import GroupJob, MeasureJob, RowResult, read_row_result
+from workbench.machine import Device, MemorySampler, foreign_work
+from workbench.process import Limits, Outcome, run
+from workbench.record import TIMED
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Turn:
+    """A process, the rows it is to measure, and whom to tell."""
+
+    job: MeasureJob
+    entries: Mapping[str, Entry]
+    """By key."""
+    repeat: int
+    device: Device
+    cold: bool
+    """Whether the compilers' caches are empty at its start."""
+    ceilings: Json
+    """What the machine could do just before."""
+    keep: Callable[[Entry, int, RowResult], None]
+    """Called with each timed result at once."""
+    say: Callable[[str], None]
+    advance: Callable[[], None]
+    """Called for each row that has come to an end in this process."""
+    foreign: tuple[str, ...] = ()
+    memory: MemorySampler = field(init=False)
+
+    def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> Outcome:
+        """Run the process to its end; rows it did not come to have that end as their reason."""
+        self.foreign = foreign_work(self.device)
+        with MemorySampler(self.device) as self.memory:
+            outcome = run(
+                self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
+            )
+        if not outcome.ok:
+            # Without a group it never came to one, and another process would end the same way.
+            reached = len(self.job.groups) if outcome.group is None else outcome.group + 1
+            for group in self.job.groups[:reached]:
+                self.fail(group, outcome.status, outcome.reason)
+        return outcome
+
+    def take(self, event: Json) -> None:
+        """Act on one event of the worker."""
+        if event["event"] == "stage":
+            self.say(event["stage"])
+            if event["stage"] == "build":
+                self.memory.restart()
+        elif event["event"] == "row":
+            self.take_row(read_row_result(event["result"]))
+        elif event["event"] == "failure":
+            self.fail(self.job.groups[event["group"]], event["status"], event["reason"])
+
+    def take_row(self, result: RowResult) -> None:
+        """Keep a row's result, with what only the parent can see."""
+        entry = self.entries[result.key]
+        seen = self.memory.peak_bytes
+        result = replace(
+            result,
+            cold=self.cold,
+            peak_bytes=result.peak_bytes if seen is None else seen,
+            warnings=result.warnings + self.foreign,
+            clocks=result.clocks | {"ceilings_before": self.ceilings},
+        )
+        expected = entry.blank.weights
+        if result.weights != expected:
+            reason = f"it loaded weights {result.weights}, not those of the others ({expected})"
+            result = replace(result, status="wrong", reason=reason, samples_s=(), enqueue_s=())
+        if result.status in TIMED:
+            self.keep(entry, self.repeat, result)
+        else:
+            entry.failure = result
+        self.advance()
+
+    def fail(self, group: GroupJob, status: str, reason: str | None) -> None:
+        """Give the rows of a group that have no result of this process the reason why."""
+        for row in group.rows:
+            entry = self.entries[row.key]
+            if entry.lacks(self.repeat):
+                entry.failure = RowResult(row.key, status, reason)
+                self.advance()

@@ -1,0 +1,46 @@
+"""Numbers as people read them."""
+
+TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def seconds(value: float) -> str:
+    """Write a time with three or more significant digits: `12.3 ms`."""
+    for size, unit in TIME_UNITS:
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{significant(value * 1e9)} ns"
+
+
+def significant(value: float) -> str:
+    """Write three significant digits, and never fewer digits than the whole part has."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def interval(low: float, high: float) -> str:
+    """Write a time interval in one unit: `[12.1, 12.6] ms`."""
+    size, unit = next((pair for pair in TIME_UNITS if high >= pair[0]), TIME_UNITS[-1])
+    digits = 0 if high / size >= 1000 else 1 if high / size >= 100 else 2 if high / size >= 10 else 3
+    return f"[{low / size:.{digits}f}, {high / size:.{digits}f}] {unit}"
+
+
+def size(value: float) -> str:
+    """Write a number of bytes: `1.25 GiB`."""
+    for unit_size, unit in BYTE_UNITS:
+        if value >= unit_size:
+            return f"{significant(value / unit_size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def percent(share: float) -> str:
+    """Write a share: `84 %`."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
+def duration(value: float) -> str:
+    """Write a coarse time: `2 min 05 s`."""
+    if value < 60:
+        return f"{value:.0f} s"
+    return f"{value // 60:.0f} min {value % 60:02.0f} s"
