@@ -7,7 +7,6 @@ gate and up in another.
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -135,27 +134,29 @@ class Weights:
 
     def _read(self) -> Iterator[tuple[FusedTensor, Iterator[Array]]]:
         """Yield every fused tensor with its converted parts, which are read as they are taken."""
-        with ExitStack() as stack:
-            shards = {path: stack.enter_context(_open(path)) for path in sorted(set(self._files.values()))}
-            self._check_tied(shards)
-            for tensor in self.layout:
-                yield tensor, (self._load(shards, name) for name, _ in tensor.parts)
+        self._check_tied()
+        for tensor in self.layout:
+            yield tensor, (self._load(name) for name, _ in tensor.parts)
 
-    def _load(self, shards: Mapping[Path, Any], name: str) -> Array:
-        return _convert(shards[self._files[name]].get_tensor(name), self.dtype, name)
+    def _load(self, name: str) -> Array:
+        # Opened anew for each tensor: pages read through a map count as this process's memory until it closes.
+        with _open(self._files[name]) as shard:
+            return _convert(shard.get_tensor(name), self.dtype, name)
 
-    def _check_tied(self, shards: Mapping[Path, Any]) -> None:
+    def _check_tied(self) -> None:
         """Refuse a head that differs from the embedding it is said to be tied to."""
         if not self.config.tied_embeddings or _HEAD not in self._files:
             return
-        tables = [(name, shards[self._files[name]].get_slice(name)) for name in (_EMBEDDING, _HEAD)]
-        for row in range(0, self.config.vocab_size, _TIED_ROWS):
-            rows = [_convert(table[row : row + _TIED_ROWS], self.dtype, name) for name, table in tables]
-            if not np.array_equal(_bytes(rows[0]), _bytes(rows[1])):
-                raise UserError(
-                    f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
-                    "tie_word_embeddings: set it to false or save the checkpoint again"
-                )
+        with _open(self._files[_EMBEDDING]) as one, _open(self._files[_HEAD]) as other:
+            tables = [(name, shard.get_slice(name)) for name, shard in ((_EMBEDDING, one), (_HEAD, other))]
+            for row in range(0, self.config.vocab_size, _TIED_ROWS):
+                end = min(row + _TIED_ROWS, self.config.vocab_size)
+                rows = [_convert(table[row:end], self.dtype, name) for name, table in tables]
+                if not np.array_equal(_bytes(rows[0]), _bytes(rows[1])):
+                    raise UserError(
+                        f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
+                        "tie_word_embeddings: set it to false or save the checkpoint again"
+                    )
 
 
 def _join(shape: Shape, parts: Iterator[Array]) -> Array:
@@ -230,12 +231,16 @@ def _read_index(folder: Path) -> dict[str, str]:
     path = folder / _INDEX
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
-        if not weight_map or any(Path(shard).name != shard or not shard for shard in weight_map.values()):
-            raise ValueError("weight_map does not name files of this folder")
+        if not weight_map or not all(_is_shard_name(shard) for shard in weight_map.values()):
+            raise ValueError("weight_map does not name safetensors files of this folder")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = "no weight_map" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{path} is damaged ({reason}): download or save it again") from error
     return cast(dict[str, str], weight_map)
+
+
+def _is_shard_name(name: str) -> bool:
+    return Path(name).name == name and name.endswith(".safetensors")
 
 
 def _check_index(folder: Path, headers: Mapping[Path, Mapping[str, Any]]) -> None:
