@@ -31,8 +31,10 @@ def compare(request: Request, form: str) -> bool:
         store = Store(request.results, progress.warn)
         entries = enter(settings, device, source, store, contestants, groups, request.again)
         with DeviceLock(device, cache_root() / "locks"):
-            campaign = Campaign(settings, device, source, store, progress)
-            campaign.measure(entries)
+            if request.again:
+                for entry in entries:
+                    store.forget(device.name, entry.key)
+            Campaign(settings, device, source, store, progress).measure(entries)
     records = [entry.record for entry in entries if entry.record is not None]
     write(records, request.baseline, form)
     return request.backends is None or all(record.timed for record in records)

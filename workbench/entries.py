@@ -75,7 +75,7 @@ def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) ->
     if obstacle:
         entry.record = replace(blank, status=obstacle[0], reason=obstacle[1])
     elif again:
-        store.forget(gpu, entry.key)
+        return
     elif entry.key in known:
         entry.record = known[entry.key]
     else:

@@ -155,7 +155,8 @@ WORK_FIELDS = (
 
 def device_identity(record: Record) -> Json:
     """Name the hardware of a record, so that only rows of one kind of device are compared."""
-    return {"device": record.device.split(":")[0], "name": record.gpu.get("name")}
+    kind = record.device.split(":")[0]
+    return {"device": kind, "name": record.gpu.get("name"), "threads": record.gpu.get("threads")}
 
 
 def row_key(record: Record) -> str:

@@ -41,6 +41,5 @@ def percent(share: float) -> str:
 
 def duration(value: float) -> str:
     """Write a coarse time: `2 min 05 s`."""
-    if value < 60:
-        return f"{value:.0f} s"
-    return f"{value // 60:.0f} min {value % 60:02.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

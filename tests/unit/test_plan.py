@@ -1,0 +1,83 @@
+"""The plan: which engines a workload needs, and what is refused."""
+
+import pytest
+
+from models.config import PRESETS
+from models.errors import UserError
+from workbench.checks import FORCED_STEPS, capacity_for
+from workbench.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
+
+TINY = PRESETS["tiny"]
+
+
+def workload(**changes: object) -> Workload:
+    values = {"phases": PHASES, "batches": (1,), "prompts": (64,), "contexts": (128,), "steps": 32}
+    return Workload(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_default_needs_one_engine_with_both_rows() -> None:
+    (group,) = plan(TINY, CPU_DEFAULT)
+    assert group.shapes.prompts == (64, 128)
+    assert group.shapes.capacity == 128 + 32
+    assert group.rows == (PlannedRow("prefill", 1, 64, None), PlannedRow("decode", 1, 128, 32))
+
+
+def test_each_batch_and_context_has_an_engine_of_its_own() -> None:
+    groups = plan(TINY, workload(batches=(1, 8), contexts=(128, 256)))
+    assert [(group.shapes.batch, group.shapes.capacity) for group in groups] == [
+        (1, 160),
+        (1, 288),
+        (8, 160),
+        (8, 288),
+    ]
+
+
+def test_prompt_goes_to_the_smallest_engine_that_holds_it() -> None:
+    groups = plan(TINY, workload(prompts=(64, 200, 300), contexts=(128, 256)))
+    assert [group.shapes.prompts for group in groups] == [(64, 128), (200, 256), (300,)]
+
+
+def test_every_row_is_planned_once() -> None:
+    wanted = workload(batches=(1, 2), prompts=(16, 500), contexts=(64, 256))
+    rows = [row for group in plan(TINY, wanted) for row in group.rows]
+    assert len(rows) == len(set(rows)) == 2 * (2 + 2)
+
+
+def test_engine_has_room_for_the_timed_and_the_checked_steps() -> None:
+    for group in plan(TINY, workload(steps=48, prompts=(64, 300))):
+        longest = max(group.shapes.prompts)
+        assert group.shapes.capacity >= longest + FORCED_STEPS
+        for row in group.rows:
+            assert group.shapes.capacity >= row.length + (row.steps or 0)
+
+
+def test_one_phase_alone_plans_no_row_of_the_other() -> None:
+    (prefill,) = plan(TINY, workload(phases=("prefill",)))
+    assert [row.phase for row in prefill.rows] == ["prefill"]
+    (decode,) = plan(TINY, workload(phases=("decode",)))
+    assert [row.phase for row in decode.rows] == ["decode"]
+    assert decode.shapes.prompts == (128,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batches": (0,)}, "--batch 0"),
+        ({"prompts": (0, 4)}, "--prompt 0,4"),
+        ({"contexts": (-1,)}, "--context -1"),
+        ({"steps": 31}, "--steps 31"),
+        ({"contexts": (TINY.max_positions,)}, "--context 2048 needs 2080 positions"),
+        ({"prompts": (TINY.max_positions + 1,)}, "--prompt 2049 needs"),
+    ],
+)
+def test_impossible_workloads_are_refused_in_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(TINY, workload(**changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_largest_allowed_context_is_named_and_is_allowed() -> None:
+    with pytest.raises(UserError, match="use at most 2016"):
+        plan(TINY, workload(contexts=(2048,)))
+    assert plan(TINY, workload(contexts=(2016,)))[0].shapes.capacity == capacity_for(2016, 32)

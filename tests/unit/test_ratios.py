@@ -1,0 +1,72 @@
+"""Comparisons: like with like only, and what the interval says."""
+
+import pytest
+
+from models.errors import UserError
+from tests.unit.builders import record
+from workbench.ratios import compare_rows, difference, find_ratios
+
+
+def test_twice_as_fast_is_a_ratio_of_two() -> None:
+    ratio = compare_rows(record(samples=(2.0, 2.1, 1.9)), record("compile", samples=(1.0, 1.05, 0.95)))
+    assert ratio.median == pytest.approx(2.0)
+    assert ratio.low < 2.0 < ratio.high
+    assert ratio.real
+
+
+def test_overlapping_times_are_not_told_apart() -> None:
+    ratio = compare_rows(
+        record(samples=(1.0, 1.3, 0.8, 1.1)), record("compile", samples=(1.1, 0.9, 1.2, 1.0))
+    )
+    assert ratio.low < 1.0 < ratio.high
+    assert not ratio.real
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "other"),
+        ("weights", "xyz"),
+        ("phase", "prefill"),
+        ("batch", 8),
+        ("context", 256),
+        ("steps", 64),
+        ("dtype", "bfloat16"),
+        ("clock", "slope"),
+        ("protocol", {"gate": 2, "processes": 2}),
+        ("gpu", {"name": "Another CPU", "threads": 2}),
+        ("device", "cuda:0"),
+    ],
+)
+def test_unlike_rows_are_refused_by_what_differs(field: str, value: object) -> None:
+    other = record("compile", **{field: value})
+    assert difference(record(), other) is not None
+    with pytest.raises(UserError, match="cannot be compared") as caught:
+        compare_rows(record(), other)
+    assert (field if field != "gpu" else "Another CPU") in str(caught.value)
+
+
+def test_number_of_threads_must_match() -> None:
+    with pytest.raises(UserError, match="threads"):
+        compare_rows(record(), record("compile", gpu={"name": "Test CPU", "threads": 8}))
+
+
+def test_baseline_is_eager_wherever_it_stands() -> None:
+    ratios = find_ratios([record("compile"), record("eager")], None)
+    assert [ratio.to if ratio else None for ratio in ratios] == ["eager", "eager"]
+
+
+def test_baseline_falls_to_the_first_row_with_a_time() -> None:
+    rows = [record("a", status="crashed"), record("b"), record("c")]
+    ratios = find_ratios(rows, None)
+    assert [ratio.to if ratio else None for ratio in ratios] == [None, "b", "b"]
+
+
+def test_named_baseline_without_a_time_leaves_no_ratio() -> None:
+    assert find_ratios([record("a", status="wrong"), record("eager")], "a") == [None, None]
+
+
+def test_each_workload_has_its_own_baseline() -> None:
+    rows = [record("eager"), record("compile", context=256), record("eager", context=256)]
+    ratios = find_ratios(rows, None)
+    assert all(ratio is not None and ratio.median == 1.0 for ratio in ratios)

@@ -1,0 +1,66 @@
+"""Records: written, read back, and told apart."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tests.unit.builders import record
+from workbench.record import backend_name, from_json, row_key, to_json
+
+
+@pytest.mark.parametrize(
+    "row", [record(), record(status="wrong"), record(phase="prefill", prompt=4, context=None)]
+)
+def test_record_survives_json(row: object) -> None:
+    assert from_json(json.loads(json.dumps(to_json(row)))) == row  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 99}, "unknown schema 99"),
+        ({"schema": None}, "unknown schema None"),
+        ({"status": "fine"}, "unknown status"),
+        ({"status": "wrong"}, "does not go with"),
+        ({"time_s": None}, "does not go with"),
+        ({"surprise": 1}, "not a record"),
+    ],
+)
+def test_what_is_no_record_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_json(to_json(record()) | changes)
+
+
+def test_record_without_a_field_is_refused() -> None:
+    row = to_json(record())
+    del row["processes"]
+    with pytest.raises(ValueError, match="processes"):
+        from_json(row)
+
+
+def test_key_is_the_same_for_the_same_work_measured_again() -> None:
+    again = dataclasses.replace(record(), run="later", created="2027", reason="x", warnings=("w",))
+    assert row_key(again) == row_key(record())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backend": "compile"},
+        {"options": {"mode": "default"}},
+        {"weights": "xyz"},
+        {"context": 256},
+        {"protocol": {"gate": 2}},
+        {"versions": {"torch": "2.12"}},
+        {"gpu": {"name": "Test CPU", "threads": 4}},
+        {"clock": "slope"},
+    ],
+)
+def test_key_tells_unlike_work_apart(changes: dict[str, object]) -> None:
+    assert row_key(record(**changes)) != row_key(record())
+
+
+def test_backend_is_named_as_typed() -> None:
+    assert backend_name("eager", {}) == "eager"
+    assert backend_name("compile", {"mode": "default", "graph": ""}) == "compile[graph,mode=default]"

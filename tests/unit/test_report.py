@@ -1,0 +1,105 @@
+"""What people and programs read."""
+
+import csv
+import io
+import json
+
+from rich.console import Console
+
+from tests.unit.builders import record
+from workbench.ratios import find_ratios
+from workbench.record import Record
+from workbench.report import COLUMNS, WIDE, Report, as_csv, as_json, markdown, notes, print_table, verdict
+
+FAST = record("compile", samples=(0.5, 0.51, 0.49), limit_share=0.84, error_ratio=1.02)
+SLOW = record("eager", samples=(1.0, 1.01, 0.99), build_s={"cold": 2.0, "warm": None})
+CRASHED = record("third", status="crashed", reason="killed by SIGSEGV")
+
+
+def report(*records: Record) -> Report:
+    return Report(records, tuple(find_ratios(records, None)))
+
+
+def printed(result: Report) -> str:
+    console = Console(file=io.StringIO(), width=WIDE)
+    print_table(result, console)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_json_is_one_list_of_records_with_their_ratios() -> None:
+    rows = json.loads(as_json(report(SLOW, FAST, CRASHED)))
+    assert [row["backend"] for row in rows] == ["eager", "compile", "third"]
+    assert set(rows[1]["ratio"]) == {"to", "median", "low", "high"}
+    assert rows[1]["ratio"]["to"] == "eager"
+    assert 1.9 < rows[1]["ratio"]["low"] <= rows[1]["ratio"]["high"] < 2.1
+    assert rows[2]["ratio"] is None
+    assert rows[2]["time_s"] is None
+
+
+def test_table_begins_with_what_was_held_equal() -> None:
+    lines = printed(report(SLOW, FAST)).splitlines()
+    assert lines[0] == "Held equal:"
+    head = "\n".join(lines[:4])
+    for fact in (
+        "tiny",
+        "float32",
+        "Test CPU",
+        "2 threads",
+        "2 processes a row",
+        "verified before and after",
+    ):
+        assert fact in head
+
+
+def test_table_shows_every_row_and_why_one_has_no_time() -> None:
+    text = printed(report(SLOW, FAST, CRASHED))
+    for name in ("eager", "compile", "third"):
+        assert name in text
+    assert "third: crashed: killed by SIGSEGV" in text
+    assert "84 %" in text
+    assert "1 (baseline)" in text
+
+
+def test_verdict_names_the_winner_with_its_lead_over_the_next() -> None:
+    result = report(SLOW, FAST, CRASHED)
+    (section,) = result.sections()
+    assert verdict(section).startswith("compile is fastest: 2.00x [")
+    assert verdict(section).endswith("the speed of eager")
+
+
+def test_verdict_calls_no_winner_where_the_intervals_do_not_allow_it() -> None:
+    one = record("eager", samples=(1.0, 1.2, 0.9, 1.1))
+    other = record("compile", samples=(1.05, 0.95, 1.15, 1.0))
+    (section,) = report(one, other).sections()
+    assert "cannot be told apart" in verdict(section)
+
+
+def test_verdict_without_times_says_so() -> None:
+    (section,) = report(CRASHED).sections()
+    assert verdict(section) == "no row has a time"
+
+
+def test_workloads_have_sections_of_their_own() -> None:
+    result = report(SLOW, record("eager", context=256), FAST)
+    assert [len(section) for section in result.sections()] == [2, 1]
+
+
+def test_same_warning_of_several_rows_is_printed_once() -> None:
+    rows = [record("eager", warnings=("too hot",)), record("compile", warnings=("too hot",))]
+    assert notes(rows) == ["eager, compile: too hot"]
+
+
+def test_csv_has_one_line_a_row_and_as_many_cells_as_names() -> None:
+    rows = list(csv.reader(io.StringIO(as_csv(report(SLOW, FAST, CRASHED)))))
+    assert len(rows) == 4
+    assert {len(row) for row in rows} == {len(rows[0])}
+    table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert float(table[1]["time_s"]) == 0.5
+    assert table[2]["status"] == "crashed"
+    assert table[2]["time_s"] == ""
+
+
+def test_markdown_tables_are_well_formed() -> None:
+    lines = [line for line in markdown(report(SLOW, FAST)).splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
+    assert len(lines) == 4

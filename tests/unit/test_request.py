@@ -1,0 +1,69 @@
+"""The command line's values: read, refused, and completed by the device's defaults."""
+
+from pathlib import Path
+
+import pytest
+
+from models.errors import UserError
+from workbench import request as requests
+from workbench.request import Request, settle
+
+
+def test_defaults_of_a_cpu() -> None:
+    settings = settle(Request(), "cpu")
+    assert (settings.model, settings.dtype, settings.repeats) == ("tiny", "float32", 2)
+    work = settings.workload
+    assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (64,), (128,), 32)
+
+
+def test_defaults_of_a_gpu() -> None:
+    settings = settle(Request(), "cuda:0")
+    assert (settings.model, settings.dtype, settings.repeats) == ("llama-3.2-1b", "bfloat16", 3)
+    work = settings.workload
+    assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (512,), (1024,), 64)
+
+
+def test_what_is_given_beats_the_default() -> None:
+    settings = settle(Request(model="qwen3-8b", batches=(4,), steps=99, repeats=5, dtype="float16"), "cpu")
+    assert (settings.model, settings.workload.batches, settings.workload.steps) == ("qwen3-8b", (4,), 99)
+    assert (settings.repeats, settings.dtype) == (5, "float16")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"), [(Request(repeats=0), "--repeats 0"), (Request(dtype="fp8"), "--dtype fp8")]
+)
+def test_impossible_settings_are_refused(request_: Request, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(request_, "cpu")
+
+
+def test_integers_are_sorted_and_unique() -> None:
+    assert requests.read_integers("--batch", "8,1,8,32") == (1, 8, 32)
+    assert requests.read_integers("--batch", None) is None
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "1.5", "1;2"])
+def test_other_lists_are_refused_by_option(text: str) -> None:
+    with pytest.raises(UserError, match="--batch"):
+        requests.read_integers("--batch", text)
+
+
+def test_phases_keep_their_order_and_unknown_ones_are_refused() -> None:
+    assert requests.read_phases("decode,prefill") == ("prefill", "decode")
+    with pytest.raises(UserError, match="'decod'"):
+        requests.read_phases("prefill,decod")
+
+
+def test_backend_named_twice_is_refused() -> None:
+    assert requests.read_backends("a,a[x=1]") == (("a", {}), ("a", {"x": "1"}))
+    with pytest.raises(UserError, match="twice"):
+        requests.read_backends("a[x=1,y],a[y,x=1]")
+
+
+def test_python_must_be_a_file(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.touch()
+    assert requests.read_pythons([f"trtllm={python}"]) == {"trtllm": str(python)}
+    for pair in ("trtllm", f"trtllm={tmp_path / 'none'}"):
+        with pytest.raises(UserError, match="--python"):
+            requests.read_pythons([pair])

@@ -1,0 +1,35 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from workbench import units
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.5, "1.50 s"), (0.0123, "12.3 ms"), (0.000456, "456 µs"), (3e-9, "3.00 ns"), (2e-10, "0.20 ns")],
+)
+def test_seconds(value: float, text: str) -> None:
+    assert units.seconds(value) == text
+
+
+def test_interval_keeps_one_unit_and_enough_digits_to_differ() -> None:
+    assert units.interval(0.000998, 0.001002) == "[0.998, 1.002] ms"
+    assert units.interval(0.0121, 0.0126) == "[12.10, 12.60] ms"
+
+
+@pytest.mark.parametrize(("value", "text"), [(512, "512 B"), (1536, "1.50 KiB"), (3 * 2**30, "3.00 GiB")])
+def test_size(value: float, text: str) -> None:
+    assert units.size(value) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.844, "84 %"), (0.042, "4.2 %"), (1.0, "100 %")])
+def test_percent(share: float, text: str) -> None:
+    assert units.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.4, "9 s"), (125, "2 min 05 s"), (119.9, "2 min 00 s"), (59.7, "1 min 00 s")]
+)
+def test_duration(value: float, text: str) -> None:
+    assert units.duration(value) == text
