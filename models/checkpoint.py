@@ -139,7 +139,7 @@ class Weights:
             yield tensor, (self._load(name) for name, _ in tensor.parts)
 
     def _load(self, name: str) -> Array:
-        # Opened anew for each tensor: pages read through a map count as this process's memory until it closes.
+        # Opened anew for each tensor: pages read through a map count as this process's until it closes.
         with _open(self._files[name]) as shard:
             return _convert(shard.get_tensor(name), self.dtype, name)
 
