@@ -1,0 +1,92 @@
+"""One contestant for each backend, option, device and data type, and the models they run."""
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+import pytest
+
+from backends import registry
+from backends.contract import Artefact, Backend, Engine, Shapes, Target, Unsupported
+from models.checkpoint import Weights, open_checkpoint
+from models.config import DecoderConfig
+from tests.contract.reference import FAMILIES, write_checkpoint
+
+DTYPES = ("float32", "bfloat16")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Inductor import what its own release deprecates."""
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to run the model here."""
+
+    backend: Backend
+    options: dict[str, str]
+    device: str
+    dtype: str
+
+    def build(self, config: DecoderConfig, shapes: Shapes) -> Artefact:
+        """Build for this machine; skips with the backend's reason where it cannot."""
+        target = Target(self.device, self.dtype, architecture(self.device))
+        try:
+            return self.backend.build(config, shapes, target, self.options)
+        except Unsupported as unsupported:
+            pytest.skip(str(unsupported))
+
+    def engine(self, weights: Weights, shapes: Shapes) -> Engine:
+        """Build and load; skips with the backend's reason where it cannot."""
+        artefact = self.build(weights.config, shapes)
+        try:
+            return self.backend.load(artefact, weights)
+        except Unsupported as unsupported:
+            pytest.skip(str(unsupported))
+
+
+def architecture(device: str) -> str:
+    """Name what a device executes, as `Target` has it."""
+    if device == "cpu":
+        return platform.machine()
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2]))
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return f"sm_{major}{minor}"
+
+
+def contestants() -> Iterator[Any]:
+    """List every backend, bare and with each of its switches, on every device and data type it has here."""
+    for name in registry.names():
+        if name == "null":  # computes nothing and has tests of its own
+            continue
+        backend = registry.find(name)
+        probe = backend.probe()
+        if not probe.usable:
+            yield pytest.param(None, id=name, marks=pytest.mark.skip(reason=f"{name}: {probe.reason}"))
+            continue
+        switches = [key for key, option in backend.options.items() if not option.values]
+        for options in ({}, *({key: ""} for key in switches)):
+            for kind in probe.devices:
+                for dtype in (dtype for dtype in DTYPES if dtype in probe.dtypes):
+                    device = "cuda:0" if kind == "cuda" else kind
+                    label = "-".join([name, *options, kind, dtype])
+                    yield pytest.param(Contestant(backend, options, device, dtype), id=label)
+
+
+@pytest.fixture(scope="module", params=list(contestants()))
+def contestant(request: pytest.FixtureRequest) -> Contestant:
+    """Run the test once for each backend, option, device and data type."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def open_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Weights]:
+    """Return a function (family, dtype) -> its small random checkpoint, opened."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    for family, folder in folders.items():
+        write_checkpoint(FAMILIES[family], folder)
+    return lambda family, dtype: open_checkpoint(folders[family], dtype)
