@@ -22,7 +22,7 @@ CACHE_FACTOR = 8
 UNKNOWN_CACHE_BYTES = 64 << 20
 GPU_COPY_BYTES = 2 << 30
 GPU_PRODUCT_SIZE = 8192
-CPU_LONGEST_S = 2.0
+CPU_LONGEST_S = 1.2
 """All bursts of one CPU job together: the shares are worth no more waiting there."""
 
 

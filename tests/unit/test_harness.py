@@ -1,0 +1,162 @@
+"""What lies inside the clock and what outside it, on a clock that tests turn by hand."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from workbench.clock import Clock
+from workbench.harness import time_decode, time_prefill
+from workbench.stopping import StopRule, WarmUp
+
+STAGE, PREFILL, DECODE, DEVICE, REWIND = 100.0, 1.0, 2.0, 50.0, 7.0
+
+
+class World:
+    """An engine and a clock in one: every call takes a known time and is written down."""
+
+    def __init__(self):
+        self.time = 0.0
+        self.calls = []
+        self.pending = 0.0
+        self.collecting = set()
+
+    def note(self, call, seconds=0.0, pending=0.0):
+        self.calls.append(call)
+        self.time += seconds
+        self.pending += pending
+        self.collecting.add(gc.isenabled())
+
+    def now(self):
+        self.calls.append("now")
+        return self.time
+
+    def fence(self, engine):
+        assert engine is self
+        self.note("fence", self.pending)
+        self.pending = 0.0
+
+    def stage(self, tokens):
+        self.note("stage", STAGE, pending=STAGE)
+
+    def prefill(self):
+        self.note("prefill", PREFILL, pending=DEVICE)
+
+    def decode(self):
+        self.note("decode", DECODE, pending=DEVICE)
+
+    def rewind(self, length):
+        self.note(f"rewind {length}", REWIND)
+
+    def feed(self, tokens):
+        self.note("feed", REWIND, pending=REWIND)
+
+
+def rules(samples, warm=3):
+    return {
+        "warm_up": WarmUp(1e9, cap=warm),
+        "stop": StopRule(1e9, floor=samples, cap=samples),
+    }
+
+
+TOKENS = np.zeros((1, 4), np.int32)
+
+
+def test_a_prefill_is_timed_from_idle_to_idle_and_staging_is_outside():
+    world = World()
+    samples = time_prefill(world, world, TOKENS, **rules(12))
+    assert samples.samples_s == (PREFILL + DEVICE,) * 12
+    assert samples.enqueue_s == (PREFILL,) * 12
+    assert world.calls.count("prefill") == 15
+    first = world.calls[1 : world.calls.index("prefill") + 4]
+    assert first == ["stage", "fence", "now", "prefill", "now", "fence", "now"]
+
+
+def test_decode_is_timed_as_a_chain_with_one_wait_and_divided_by_its_steps():
+    world = World()
+    samples = time_decode(world, world, 9, 32, TOKENS[:, 0], **rules(10))
+    assert samples.samples_s == (pytest.approx(DECODE + DEVICE),) * 10
+    assert samples.enqueue_s == ()
+    chain = ["rewind 9", "feed", "fence", "now", *["decode"] * 32, "fence", "now"]
+    assert world.calls[1 : 1 + len(chain)] == chain
+    assert world.calls.count("decode") == 13 * 32
+
+
+def test_every_sample_is_kept_in_order_and_warming_up_is_apart():
+    world = World()
+    durations = iter([99.0, 98.0, 97.0, *range(1, 11)])
+    world.prefill = lambda: world.note("prefill", next(durations))
+    samples = time_prefill(world, world, TOKENS, **rules(10))
+    assert samples.samples_s == tuple(map(float, range(1, 11)))
+    assert not samples.settled
+
+
+def test_settling_is_reported():
+    world = World()
+    assert time_prefill(world, world, TOKENS, **rules(10, warm=50)).settled
+
+
+def test_the_rules_are_told_the_time_that_everything_takes():
+    world = World()
+    told = []
+
+    class Rule:
+        settled = True
+
+        def add(self, sample_s, elapsed_s):
+            told.append(elapsed_s)
+            return len(told) % 2 == 0
+
+    time_prefill(world, world, TOKENS, warm_up=Rule(), stop=Rule())
+    whole = STAGE + STAGE + PREFILL + DEVICE
+    assert told == [whole, 2 * whole, whole, 2 * whole]
+
+
+def test_the_collector_rests_while_timing_and_is_put_back():
+    world = World()
+    assert gc.isenabled()
+    time_prefill(world, world, TOKENS, **rules(10))
+    assert world.collecting == {False}
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        time_prefill(world, world, TOKENS, **rules(10))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_the_collector_is_put_back_after_an_error():
+    world = World()
+    world.prefill = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        time_prefill(world, world, TOKENS, **rules(10))
+    assert gc.isenabled()
+
+
+def test_progress_is_told_between_samples():
+    world = World()
+    told = []
+
+    def progress(done):
+        told.append((done, world.calls[-1]))
+
+    time_prefill(world, world, TOKENS, **rules(10), progress=progress)
+    assert [done for done, _ in told] == list(range(1, 11))
+    # Called after the sample's last reading and the rule's, before the next staging.
+    assert {call for _, call in told} == {"now"}
+
+
+def test_the_real_clock_goes_forward_and_fences_by_the_engine():
+    clock = Clock("cpu")
+    calls = []
+
+    class Engine:
+        def sync(self):
+            calls.append("sync")
+
+    before = clock.now()
+    clock.fence(Engine())
+    assert clock.now() > before
+    assert calls == ["sync"]
+    clock.check_device()
