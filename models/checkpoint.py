@@ -114,7 +114,6 @@ class Weights:
             array = _join(tensor.shape, parts)
             _update(digest, tensor, [array], self.dtype)
             yield tensor.name, array
-            del array  # before the next one is read
         self._checksum = digest.hexdigest()
 
     def checksum(self) -> str:

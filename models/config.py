@@ -157,27 +157,23 @@ def hf_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     return values
 
 
-# What transformers assumes of a key that config.json leaves out.
+# What transformers assumes of a key that config.json leaves out: a 7B llama, and how each family differs.
+_SHARED = {
+    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+_QWEN = {
+    **_SHARED, "vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28,
+}  # fmt: skip
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    },
+    "llama": _SHARED,
     "mistral": {
-        "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131_072,
-        "rms_norm_eps": 1e-6, "sliding_window": 4096,
+        **_SHARED, "intermediate_size": 14_336, "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072, "sliding_window": 4096,
     },
-    "qwen2": {
-        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
-        "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28,
-    },
-    "qwen3": {
-        "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22_016, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 32_768,
-        "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128,
-    },
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
 }  # fmt: skip
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_THETA = 10_000.0

@@ -191,7 +191,7 @@ def test_reading_holds_about_one_tensor(tmp_path: Path) -> None:
     weights.checksum()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert largest < peak < 2.2 * largest
+    assert largest < peak < 1.7 * largest  # with one of its two parts beside it
 
 
 def test_once_makes_a_thing_once(tmp_path: Path) -> None:
