@@ -8,7 +8,6 @@ import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -111,7 +110,7 @@ class Weights:
         """
         digest = xxhash.xxh3_128()
         for tensor, parts in self._read():
-            array = _join(tensor.shape, parts)
+            array = _join(tensor, parts, self.dtype)
             _update(digest, tensor, [array], self.dtype)
             yield tensor.name, array
         self._checksum = digest.hexdigest()
@@ -158,16 +157,16 @@ class Weights:
                     )
 
 
-def _join(shape: Shape, parts: Iterator[Array]) -> Array:
+def _join(tensor: FusedTensor, parts: Iterator[Array], dtype: str) -> Array:
     """Return the parts joined along the first axis, holding one of them beside the result at a time."""
-    first = next(parts)
-    if first.shape == shape:
-        return first
-    joined = np.empty(shape, first.dtype)
+    if len(tensor.parts) == 1:
+        return next(parts)
+    joined = np.empty(tensor.shape, NUMPY_DTYPES[dtype])
     end = 0
-    for part in chain([first], parts):
+    for part in parts:
         begin, end = end, end + len(part)
         joined[begin:end] = part
+        del part  # before the next one is read
     return joined
 
 
