@@ -44,7 +44,7 @@ class Ops(Protocol):
         """
 
     def swiglu(self, gate_up: Array) -> Array:
-        """Compute silu(gate) * up in float32, for gate_up [B, T, 2F] with the gate first; returns [B, T, F]."""
+        """Compute silu(gate) * up in float32; gate_up [B, T, 2F] has the gate first; returns [B, T, F]."""
 
     def lm_head(self, x: Array, weight: Array) -> Array:
         """Multiply the last position of x [B, T, D] by weight [V, D] transposed; returns [B, V]."""
@@ -75,7 +75,7 @@ def decode_layer(
     x: Array,
     residual: Array | None,
 ) -> tuple[Array, Array]:
-    """Run one layer; x [B, T, D] is the last layer's update, not yet added to the residual stream [B, T, D]."""
+    """Run one layer; x [B, T, D] is the last update, not yet added to the residual stream [B, T, D]."""
 
     def weight(name: str) -> Array:
         return weights[f"layers.{layer}.{name}"]
@@ -83,9 +83,7 @@ def decode_layer(
     x, residual = ops.add_rms_norm(x, residual, weight("attention_norm.weight"))
     qkv = ops.linear(x, weight("qkv.weight"), weight("qkv.bias") if config.qkv_bias else None)
     q, k, v = ops.split_heads(qkv)  # [B, T, H, Dh], [B, T, K, Dh], [B, T, K, Dh]
-    q_norm, k_norm = (
-        (weight("q_norm.weight"), weight("k_norm.weight")) if config.qk_norm else (None, None)
-    )
+    q_norm, k_norm = (weight("q_norm.weight"), weight("k_norm.weight")) if config.qk_norm else (None, None)
     x = ops.attend(q, k, v, layer, q_norm, k_norm)  # [B, T, H * Dh]
     x = ops.linear(x, weight("o.weight"))  # [B, T, D]
 
