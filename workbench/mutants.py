@@ -45,6 +45,8 @@ MUTANTS = (
     Mutant("KV heads permuted", head_shift=1),
     Mutant("one layer skipped", skips_layer=True),
 )
+ALIKE_IN_DECODE = {"one key too many": " or a page never written"}
+"""What else looks like a fault in decode: poison is the same wherever it is read."""
 
 
 def mutants_of(config: DecoderConfig) -> tuple[Mutant, ...]:
