@@ -22,6 +22,8 @@ from workbench.mutants import ALIKE_IN_DECODE
 
 Floats = npt.NDArray[np.floating[Any]]
 
+GATE = 1
+"""Version of the checks and of the judgement: rows that unlike gates let pass are not compared."""
 WRONG_PROJECTION = 0.5
 WRONG_RATIO = 3.0
 """Times the error of torch in the same dtype, over a check; right engines have been seen up to 1.1."""
@@ -147,7 +149,7 @@ def compare(golden: Golden, name: str, steps: list[Floats], position: int, shift
             error = logits - true
             errors.append(np.square(error).mean(1))
         if not np.isfinite(errors[-1]).all():
-            raise NotLogits(f"logits that are not finite ({name}, position {position + step})")
+            raise NotLogits(f"NaN, infinite or absurd logits ({name}, position {position + step})")
         kept = error[:, golden.columns].astype(np.float64)
         dots.append(np.einsum("bc,bmc->mb", kept, shift[:, :, step]))
         noise.append(np.square(kept).sum(1))
@@ -223,7 +225,7 @@ def pool(checks: list[Check]) -> Check:
 
 
 def name_fault(levels: list[list[Projected]], names: list[str]) -> str | None:
-    """Name the mutant that explains most, at the coarsest level where one explains nearly all or else some."""
+    """Name the mutant that explains most, at the coarsest level where one explains nearly all, else some."""
     for least in (MOST, 0.0):
         for level in levels:
             explained = [
@@ -271,7 +273,7 @@ def locate(check: Check, axes: tuple[int, ...], step: int, row: int) -> str:
     steps, rows = check.noise.shape
     where = check.name
     if 0 not in axes and steps > 1:
-        where += f", step {step}"
+        where += f", step {step + 1} of {steps}"
     if 1 not in axes and rows > 1:
         where += f", row {row}"
     return where

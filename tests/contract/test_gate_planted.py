@@ -1,0 +1,123 @@
+"""Every known fault is caught by its name, at tiny size and at full width; right engines pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
+
+from backends.contract import Engine, Shapes
+from backends.eager import Eager
+from models.checkpoint import Weights, open_checkpoint
+from models.config import PRESETS
+from models.weights import write_preset
+from workbench.checks import capacity_for
+from workbench.gate import Verdict, verify
+from workbench.golden import Golden, compute_golden
+
+WIDE = "llama-3.2-1b with 2 layers"
+TINY_SHAPES = Shapes(1, (48, 100), capacity_for(100, 32))
+WIDE_SHAPES = Shapes(1, (72,), capacity_for(72, 0))
+EVERY = [(fault, phase) for fault in FAULTS for phase in ("prefill", "decode")]
+EVERY += [(EDGE, "decode"), (REUSED, "prefill"), (UNWRITTEN, "prefill")]
+NAMES = [f"{fault.name}, {phase}" for fault, phase in EVERY]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, the shapes its engines have, and its golden."""
+
+    weights: Weights
+    shapes: Shapes
+    golden: Golden
+
+
+def make_case(
+    folder: Path,
+    preset: str,
+    dtype: str,
+    shapes: Shapes,
+    lengths: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> Case:
+    write_preset(preset, dtype, folder, seed)
+    weights = open_checkpoint(folder, dtype)
+    return Case(weights, shapes, compute_golden(weights, shapes, seed=seed, lengths=lengths))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(tmp_path_factory.mktemp("tiny") / "model", "tiny", request.param, TINY_SHAPES)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, WIDE, replace(PRESETS["llama-3.2-1b"], layers=2))
+        folder = tmp_path_factory.mktemp("wide") / "model"
+        yield make_case(folder, WIDE, request.param, WIDE_SHAPES, lengths=(72, 17))
+    for file in folder.iterdir():  # over a gigabyte
+        file.unlink()
+
+
+def load_right(case: Case) -> Engine:
+    return Eager().load(artefact_of(case.weights, case.shapes), case.weights)
+
+
+def check(engine: Engine, golden: Golden) -> Verdict:
+    try:
+        return verify(engine, golden)
+    finally:
+        engine.close()
+
+
+def assert_caught(verdict: Verdict, fault: Fault, phase: str) -> None:
+    assert not verdict.passed
+    assert verdict.reason is not None
+    shows_in = phase if fault in FAULTS else "decode"
+    assert verdict.reason.startswith(f"{fault.name}"), verdict
+    assert f"({shows_in} " in verdict.reason
+    if fault.name in verdict.projections:
+        assert verdict.projections[fault.name] == pytest.approx(1.0, abs=0.15)
+
+
+@pytest.mark.parametrize(("fault", "phase"), EVERY, ids=NAMES)
+def test_a_planted_fault_is_named_at_tiny_size(tiny: Case, fault: Fault, phase: str):
+    assert_caught(check(Planted(tiny.weights, tiny.shapes, fault, (phase,)), tiny.golden), fault, phase)
+
+
+@pytest.mark.parametrize(("fault", "phase"), EVERY[: 2 * len(FAULTS)], ids=NAMES[: 2 * len(FAULTS)])
+def test_a_planted_fault_is_named_at_full_width(wide: Case, fault: Fault, phase: str):
+    assert_caught(check(Planted(wide.weights, wide.shapes, fault, (phase,)), wide.golden), fault, phase)
+
+
+def assert_right(verdict: Verdict) -> None:
+    assert verdict.passed, verdict
+    assert verdict.error_ratio is not None
+    assert verdict.error_ratio < 1.5
+    assert all(abs(projection) < 0.2 for projection in verdict.projections.values()), verdict
+    assert "everything" not in {at for places in verdict.blind.values() for at in places}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", range(10))
+def test_right_engines_pass_at_tiny_size(tmp_path: Path, dtype: str, seed: int):
+    case = make_case(tmp_path / "model", "tiny", dtype, replace(TINY_SHAPES, batch=1 + seed % 3), seed=seed)
+    assert_right(check(load_right(case), case.golden))
+
+
+def test_a_right_engine_passes_at_full_width(wide: Case):
+    assert_right(check(load_right(wide), wide.golden))
+
+
+def test_a_faulty_row_beyond_the_distinct_ones_is_found(tmp_path: Path):
+    case = make_case(tmp_path / "model", "tiny", "bfloat16", Shapes(6, (20,), capacity_for(20, 0)))
+    assert_right(check(load_right(case), case.golden))
+    verdict = check(RowFault(case.weights, case.shapes, row=5), case.golden)
+    assert not verdict.passed
+    assert verdict.reason is not None
+    assert verdict.reason.startswith("error ") or "row 5" in verdict.reason
