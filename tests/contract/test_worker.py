@@ -1,0 +1,200 @@
+"""The worker from end to end with a real backend: golden, build, gate, times, on a GPU if there is one."""
+
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import registry
+from backends.contract import Shapes, Target
+from models.checkpoint import open_checkpoint
+from models.weights import write_preset
+from workbench import machine, process
+from workbench.checks import capacity_for, workload_tokens
+from workbench.clock import Clock
+from workbench.harness import time_decode
+from workbench.job import (
+    CeilingsJob,
+    GoldenJob,
+    GroupJob,
+    MeasureJob,
+    PresetJob,
+    ProbeJob,
+    RowJob,
+    read_row_result,
+)
+from workbench.stopping import StopRule, WarmUp
+
+pytest.importorskip("torch")
+
+DEVICE = machine.resolve_device("auto")
+DTYPE = "float32"
+STEPS = 32
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+"""Two workers' threads that spin for each other on a small machine would be most of what is timed."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_preset("tiny", DTYPE, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def groups(model, tmp_path_factory):
+    """Two engines' worth of rows, with their golden files made by a worker."""
+    folder = tmp_path_factory.mktemp("golden")
+    shapes = (
+        Shapes(1, (32, 64), capacity_for(64, STEPS)),
+        Shapes(2, (16,), capacity_for(16, 0)),
+    )
+    rows = (
+        (RowJob("p32", "prefill", 32, None), RowJob("d64", "decode", 64, STEPS)),
+        (RowJob("p16", "prefill", 16, None),),
+    )
+    found = tuple(
+        GroupJob(shape, str(folder / f"{index}.npz"), row)
+        for index, (shape, row) in enumerate(zip(shapes, rows, strict=True))
+    )
+    outcome, events = run(GoldenJob(str(model), DTYPE, DEVICE, 0, found), folder / "log")
+    assert outcome.ok, outcome.reason
+    assert {event["stage"] for event in events if event["event"] == "stage"} == {"gate"}
+    return found
+
+
+def run(job, log):
+    events = []
+    outcome = process.run(job, log=log, environment=ENVIRONMENT, on_event=events.append)
+    return outcome, events
+
+
+def test_a_right_backend_gets_times_for_every_row(model, groups, tmp_path):
+    job = MeasureJob("eager", {}, str(model), DTYPE, DEVICE, 0, 0.5, groups)
+    outcome, events = run(job, tmp_path / "log")
+    assert outcome.ok, outcome.reason
+    assert [event for event in events if event["event"] == "failure"] == []
+    rows = {row.key: row for row in (read_row_result(e["result"]) for e in events if e["event"] == "row")}
+    assert rows.keys() == {"p32", "d64", "p16"}
+    checksum = open_checkpoint(Path(model), DTYPE).checksum()
+    for row in rows.values():
+        assert row.status in ("ok", "unstable"), row.reason
+        assert len(row.samples_s) >= 10
+        assert min(row.samples_s) > 0
+        assert row.weights == checksum
+        assert row.definition == "common"
+        assert row.versions["torch"]
+        assert 0 < row.error_ratio < 3
+        assert row.build_s > 0
+        assert row.load_s > 0
+    for key in ("p32", "p16"):
+        row = rows[key]
+        pairs = zip(row.enqueue_s, row.samples_s, strict=True)
+        assert all(0 < enqueue <= wall for enqueue, wall in pairs)
+    assert rows["d64"].enqueue_s == ()
+
+
+def test_memory_of_a_cpu_engine_is_what_it_takes(model, groups, tmp_path):
+    if DEVICE != "cpu":
+        pytest.skip("a GPU's memory is seen by the parent")
+    job = MeasureJob("eager", {}, str(model), DTYPE, DEVICE, 0, 0.1, groups[1:])
+    _, events = run(job, tmp_path / "log")
+    (peak,) = [event["result"]["peak_bytes"] for event in events if event["event"] == "row"]
+    assert open_checkpoint(Path(model), DTYPE).nbytes < peak < 4 << 30
+
+
+def test_a_backend_that_computes_nothing_gets_no_time(model, groups, tmp_path):
+    job = MeasureJob("null", {}, str(model), DTYPE, DEVICE, 0, 0.1, groups)
+    outcome, events = run(job, tmp_path / "log")
+    assert outcome.ok
+    rows = [event["result"] for event in events if event["event"] == "row"]
+    assert [(row["status"], row["samples_s"]) for row in rows] == [("wrong", [])] * 3
+    assert all(row["reason"] for row in rows)
+
+
+def test_an_option_that_the_device_lacks_is_unsupported_and_the_next_group_is_tried(model, groups, tmp_path):
+    if DEVICE != "cpu":
+        pytest.skip("eager[graph] is made for GPUs")
+    job = MeasureJob("eager", {"graph": ""}, str(model), DTYPE, DEVICE, 0, 0.1, groups)
+    outcome, events = run(job, tmp_path / "log")
+    assert outcome.ok
+    failures = [event for event in events if event["event"] == "failure"]
+    assert [(event["status"], event["group"]) for event in failures] == [
+        ("unsupported", 0),
+        ("unsupported", 1),
+    ]
+    assert "CUDA graph" in failures[0]["reason"]
+
+
+def test_the_probe_answers_for_the_workers_environment(tmp_path):
+    outcome, _ = run(ProbeJob("eager"), tmp_path / "log")
+    assert outcome.result["reason"] is None
+    assert outcome.result["versions"]["torch"]
+    assert DTYPE in outcome.result["dtypes"]
+
+
+def test_a_preset_is_written_by_a_worker(tmp_path, model):
+    outcome, _ = run(PresetJob("tiny", DTYPE, str(tmp_path / "tiny")), tmp_path / "log")
+    assert outcome.ok, outcome.reason
+    assert open_checkpoint(tmp_path / "tiny", DTYPE).checksum() == open_checkpoint(model, DTYPE).checksum()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ceilings_are_rates_that_hardware_can_have(tmp_path, dtype):
+    outcome, _ = run(CeilingsJob(DEVICE, dtype, 0.01), tmp_path / "log")
+    assert outcome.ok, outcome.reason
+    bandwidth, rate = outcome.result["bandwidth_bytes_per_s"], outcome.result["flops_per_s"]
+    assert len(bandwidth) == len(rate) >= 5
+    assert 1e8 < statistics.median(bandwidth) < 1e13
+    assert 1e8 < statistics.median(rate) < 1e16
+
+
+def test_the_harness_adds_little_to_a_bare_loop(model):
+    """`scripts/overhead.py` measures this within 1 %; a busy test machine cannot, but would see 10 %."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ratios = overhead(model, Clock(DEVICE))
+    finally:
+        torch.set_num_threads(threads)
+    assert statistics.median(ratios) < 1.1
+
+
+def overhead(model, clock):
+    weights = open_checkpoint(Path(model), DTYPE)
+    backend = registry.find("eager")
+    target = Target(DEVICE, DTYPE, machine.describe(DEVICE).architecture)
+    shapes = Shapes(1, (16,), capacity_for(16, STEPS))
+    engine = backend.load(backend.build(weights.config, shapes, target, {}), weights)
+    tokens = workload_tokens(weights.config.vocab_size, 1, 16, 0)
+    engine.stage(tokens)
+    engine.prefill()
+    feed = np.ascontiguousarray(tokens[:, -1])
+
+    def bare():
+        for _ in range(2):  # like the harness's one chain of warming up and one sample
+            engine.rewind(16)
+            engine.feed(feed)
+            engine.sync()
+            start = clock.now()
+            for _ in range(STEPS):
+                engine.decode()
+            engine.sync()
+            seconds = (clock.now() - start) / STEPS
+        return seconds
+
+    def harness():
+        once = StopRule(0.0, floor=1, cap=1)
+        return time_decode(engine, clock, 16, STEPS, feed, warm_up=WarmUp(0.0), stop=once).samples_s[0]
+
+    harness(), bare()
+    ratios = []
+    for turn in range(20):
+        first, second = (harness, bare) if turn % 2 else (bare, harness)
+        one, other = first(), second()
+        ratios.append(one / other if turn % 2 else other / one)
+    engine.close()
+    return ratios
