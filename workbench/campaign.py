@@ -94,6 +94,7 @@ class Campaign:
         folder = self.build_folder(contestant)
         if repeat == 0:
             shutil.rmtree(folder, ignore_errors=True)
+        cold = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{slug(contestant.name)}.{repeat}.log"
         log.unlink(missing_ok=True)
@@ -104,14 +105,14 @@ class Campaign:
                 entries={entry.key: entry for entry in entries},
                 repeat=repeat,
                 device=self.device,
-                cold=not any(folder.iterdir()),
+                cold=cold,
                 ceilings=ceilings,
                 keep=self.keep,
                 say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
                 advance=self.progress.advance,
             )
             outcome = turn.run(contestant.python, log, compiler_environment(folder), self.limits)
-            job = after_crash(job, outcome)
+            job, cold = after_crash(job, outcome), False
 
     def job(self, contestant: Contestant, entries: Sequence[Entry]) -> MeasureJob:
         """Write down what a worker is to do."""

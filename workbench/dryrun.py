@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.table import Table
 
-from backends import registry
 from backends.contract import Target
+from backends.null import Null, NullEngine
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, weight_bytes
 from workbench import units
@@ -99,8 +99,8 @@ def guess(settings: Settings, device: Device, config: DecoderConfig, row: Planne
 
 def rehearse(settings: Settings, config: DecoderConfig, group: PlannedGroup) -> None:
     """Drive one engine of the plan through the `null` backend and the real harness."""
-    backend = registry.find("null")
-    engine = backend.load(backend.build(config, group.shapes, Target("cpu", settings.dtype, ""), {}), None)
+    target = Target("cpu", settings.dtype, "")
+    engine = NullEngine(Null().build(config, group.shapes, target, {}))
     for row in group.rows:
         tokens = workload_tokens(config.vocab_size, row.batch, row.length, seed=0)
         take_samples(engine, Clock("cpu"), tokens, RowJob("", row.phase, row.length, row.steps), budget_s=0.0)

@@ -3,11 +3,11 @@
 A time exists only if the very engine that was timed gave right logits before and after.
 """
 
-import math
 import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -22,10 +22,12 @@ from workbench.clock import Clock
 from workbench.events import Events
 from workbench.gate import Verdict, verify
 from workbench.golden import load_golden
-from workbench.harness import Samples, time_decode, time_prefill
+from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
 from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
+
+Number = TypeVar("Number", int, float)
 
 STABLE_DRIFT = 0.03
 """A second half whose median differs by more: the machine changed meanwhile."""
@@ -95,7 +97,7 @@ def measure_group(bench: Bench, group: GroupJob, index: int) -> list[RowResult]:
         after = check(bench, built.engine, group, index)
         if not after.passed:
             return [wrong(built.facts, row, after, "after timing: ") for row in group.rows]
-        error_ratio = max(before.error_ratio, after.error_ratio)
+        error_ratio = highest(before.error_ratio, after.error_ratio)
         return [replace(row, error_ratio=error_ratio, peak_bytes=peak) for row in rows]
     finally:
         built.engine.close()
@@ -145,14 +147,19 @@ def check(bench: Bench, engine: Engine, group: GroupJob, index: int) -> Verdict:
 
 def wrong(facts: RowResult, row: RowJob, verdict: Verdict, when: str) -> RowResult:
     """Report a row of an engine that computes something else."""
-    ratio = verdict.error_ratio if math.isfinite(verdict.error_ratio) else None
-    return replace(facts, key=row.key, status="wrong", reason=f"{when}{verdict.reason}", error_ratio=ratio)
+    reason = f"{when}{verdict.reason}"
+    return replace(facts, key=row.key, status="wrong", reason=reason, error_ratio=verdict.error_ratio)
 
 
 def time_row(bench: Bench, built: Built, row: RowJob, index: int) -> RowResult:
     """Time one row by the clock of its phase."""
     bench.events.enter("time", index, row.key)
-    samples = take_samples(bench, built.engine, row, bench.job.groups[index].shapes.batch)
+    prompt = tokens(bench, bench.job.groups[index].shapes.batch, row.length)
+
+    def progress(done: int) -> None:
+        bench.events.progress(done, row.key)
+
+    samples = take_samples(built.engine, bench.clock, prompt, row, bench.job.budget_s, progress)
     drift = half_drift(samples.samples_s)
     unstable = abs(drift) > STABLE_DRIFT
     reason = (
@@ -170,30 +177,25 @@ def time_row(bench: Bench, built: Built, row: RowJob, index: int) -> RowResult:
     )
 
 
-def take_samples(bench: Bench, engine: Engine, row: RowJob, batch: int) -> Samples:
-    """Run the harness on one row."""
-    budget_s = bench.job.budget_s
+def take_samples(
+    engine: Engine,
+    clock: Timer,
+    prompt: np.ndarray,
+    row: RowJob,
+    budget_s: float,
+    progress: Progress | None = None,
+) -> Samples:
+    """Run the harness on one row; prompt [B, row.length] is what is prefilled, or what fills the cache."""
     warm_up, stop = WarmUp(budget_s), StopRule(budget_s)
-    prompt = tokens(bench, batch, row.length)
-
-    def progress(done: int) -> None:
-        bench.events.progress(done, row.key)
-
     if row.phase == "prefill":
-        return time_prefill(engine, bench.clock, prompt, warm_up=warm_up, stop=stop, progress=progress)
+        return time_prefill(engine, clock, prompt, warm_up=warm_up, stop=stop, progress=progress)
     if row.steps is None:
         raise ValueError(f"row {row.key}: a decode row needs steps")
     engine.stage(prompt)
-    engine.prefill()  # fills the cache that every chain starts from
+    engine.prefill()
+    feed = np.ascontiguousarray(prompt[:, -1])
     return time_decode(
-        engine,
-        bench.clock,
-        row.length,
-        row.steps,
-        np.ascontiguousarray(prompt[:, -1]),
-        warm_up=warm_up,
-        stop=stop,
-        progress=progress,
+        engine, clock, row.length, row.steps, feed, warm_up=warm_up, stop=stop, progress=progress
     )
 
 
@@ -222,9 +224,9 @@ def peak_bytes(bench: Bench) -> int | None:
     return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - bench.idle_bytes)
 
 
-def highest(one: int | None, other: int | None) -> int | None:
-    """Return the larger of two amounts, None if both are unknown."""
-    return max((amount for amount in (one, other) if amount is not None), default=None)
+def highest(one: Number | None, other: Number | None) -> Number | None:
+    """Return the larger of two numbers, None if both are unknown."""
+    return max((number for number in (one, other) if number is not None), default=None)
 
 
 def _status() -> list[str]:

@@ -118,13 +118,11 @@ def median(record: Record) -> float:
 
 def notes(records: Sequence[Record]) -> list[str]:
     """Collect why rows have no time and every warning, each once, with the rows it belongs to."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for record in records:
         lines = [f"{record.status}: {record.reason}"] if record.reason else []
         for line in [*lines, *record.warnings]:
-            names = found.setdefault(line, [])
-            if record.name not in names:
-                names.append(record.name)
+            found.setdefault(line, {})[f"{record.name} {record.phase}"] = None
     return [f"{', '.join(names)}: {line}" for line, names in found.items()]
 
 

@@ -55,7 +55,7 @@ def test_table_shows_every_row_and_why_one_has_no_time() -> None:
     text = printed(report(SLOW, FAST, CRASHED))
     for name in ("eager", "compile", "third"):
         assert name in text
-    assert "third: crashed: killed by SIGSEGV" in text
+    assert "third decode: crashed: killed by SIGSEGV" in text
     assert "84 %" in text
     assert "1 (baseline)" in text
 
@@ -86,7 +86,7 @@ def test_workloads_have_sections_of_their_own() -> None:
 
 def test_same_warning_of_several_rows_is_printed_once() -> None:
     rows = [record("eager", warnings=("too hot",)), record("compile", warnings=("too hot",))]
-    assert notes(rows) == ["eager, compile: too hot"]
+    assert notes(rows) == ["eager decode, compile decode: too hot"]
 
 
 def test_csv_has_one_line_a_row_and_as_many_cells_as_names() -> None:
