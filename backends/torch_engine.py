@@ -36,6 +36,11 @@ class State:
         self.length = length
         self.position.fill_(length)
 
+    def tensors(self) -> list[Tensor]:
+        """List everything on the device."""
+        buffers = [self.token, self.logits, self.position, self.rope.cos, self.rope.sin]
+        return [*self.weights.values(), *self.cache.keys, *self.cache.values, *buffers]
+
 
 def prefill_step(state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Run tokens [B, T] from position 0; returns logits [B, V] and next token [B]."""
