@@ -197,7 +197,14 @@ UNWRITTEN = Fault("one key too many or a page never written", prefill_with(Unwri
 class Planted(TorchEngine):
     """The eager engine with one fault, in its prefill or in its decode."""
 
-    def __init__(self, weights: Weights, shapes: Shapes, fault: Fault, phases: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        shapes: Shapes,
+        fault: Fault,
+        phases: tuple[str, ...],
+        device: str = "cpu",
+    ) -> None:
         self.loses_page = fault.name == "one page stale" and "decode" in phases
         self.used = False
         """Whether there was a prefill since the cache was cleared."""
@@ -213,7 +220,7 @@ class Planted(TorchEngine):
 
             return Steps(run_prefill, run_decode)
 
-        super().__init__(artefact_of(weights, shapes), weights, lower)
+        super().__init__(artefact_of(weights, shapes, device), weights, lower)
         self.before: list[Tensor] = []
 
     @property
@@ -252,6 +259,6 @@ class RowFault(TorchEngine):
         super().feed(wrong)
 
 
-def artefact_of(weights: Weights, shapes: Shapes) -> Artefact:
-    target = Target("cpu", weights.dtype, "x86_64")
+def artefact_of(weights: Weights, shapes: Shapes, device: str = "cpu") -> Artefact:
+    target = Target(device, weights.dtype, "x86_64")
     return Artefact(weights.config, shapes, target, {}, "common", "stock")

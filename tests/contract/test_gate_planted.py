@@ -8,13 +8,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
-
 from backends.contract import Engine, Shapes
 from backends.eager import Eager
 from models.checkpoint import Weights, open_checkpoint
 from models.config import PRESETS
 from models.weights import write_preset
+from tests.contract.planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
 from workbench.checks import capacity_for
 from workbench.gate import Verdict, verify
 from workbench.golden import Golden, compute_golden
