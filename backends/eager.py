@@ -64,17 +64,16 @@ def lower_graph(state: State) -> Steps:
 
     from backends.torch_engine import Steps, static_decode, static_prefill
 
-    with torch.cuda.device(state.position.device):
-        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # cuBLAS allocates and picks its kernels here, outside the capture
-            for _ in range(3):
-                state.seek(0)
-                static_decode(state)
-        torch.cuda.current_stream().wait_stream(side)
-        state.seek(0)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # cuBLAS allocates and picks its kernels here, outside the capture
+        for _ in range(3):
+            state.seek(0)
             static_decode(state)
+    torch.cuda.current_stream().wait_stream(side)
+    state.seek(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        static_decode(state)
 
     return Steps(lambda tokens: static_prefill(state, tokens), graph.replay)

@@ -93,6 +93,8 @@ class TorchEngine:
         config, shapes = artefact.config, artefact.shapes
         self.device = torch.device(artefact.target.device)
         dtype: torch.dtype = getattr(torch, artefact.target.dtype)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # a graph is replayed on the current device's stream
         with torch.inference_mode():
             self.state = State(
                 config=config,

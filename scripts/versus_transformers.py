@@ -44,7 +44,9 @@ class Transformers:
 
     def __init__(self, folder: Path, dtype: str, shapes: Shapes, compiled: bool) -> None:
         from transformers import AutoModelForCausalLM, StaticCache
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self.cache = StaticCache(config=self.model.config, max_cache_len=shapes.capacity)
         config = self.model.config
