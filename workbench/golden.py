@@ -43,7 +43,8 @@ class Golden:
     mutants: np.ndarray
     """str [M]: names."""
     prefill_shift: np.ndarray
-    """float32 [M, P, R, C]: mutant minus golden logits at each prompt's last position."""
+    """float32 [M, P, R, C]: mutant minus golden logits at each prompt's last position; 0 in the rows of long
+    prompts that no mutant is computed for, which then show no fault by name but still their error."""
     decode_shift: np.ndarray
     """float32 [M, L, R, S, C]: mutant minus golden logits at the forced steps."""
     reference_error: np.ndarray

@@ -35,11 +35,13 @@ ALL_COLUMNS = 8192
 """Vocabularies up to here keep mutants at every column."""
 SOME_COLUMNS = 4096
 """Columns that larger vocabularies keep: the projection needs inner products only."""
+PREFILL_TOKENS = 4096
+"""Tokens of one faulty prefill: of a longer prompt fewer rows are computed, as all six cost six goldens."""
 CHUNK_POSITIONS = 64
 """Positions whose logits are computed at a time."""
 FLOAT32_FLOOR = 2.0**-18
-"""Least error, relative to the logits, that float32 rows are measured by: golden rounds in float32 itself, and
-a plain loop over the products rounds several times more than torch's blocked ones. TF32 is far beyond it."""
+"""Least error, relative to the logits, that float32 rows are measured by: golden rounds in float32 itself,
+and a plain loop over products rounds several times more than torch's blocked one. TF32 is far beyond it."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ class Cached:
 
 def attend_stream(stream: Stream, q: Tensor, k: Tensor, v: Tensor, cached: Cached) -> Tensor:
     """Attend with one stream's fault; returns [R, T, H * Dh]."""
-    fault, start = stream.mutant, stream.start
-    keys = torch.cat((cached.keys[:, :start], k), dim=1)
-    values = torch.cat((cached.values[:, :start], v), dim=1)
+    fault, start, rows = stream.mutant, stream.start, len(q)
+    keys = torch.cat((cached.keys[:rows, :start], k), dim=1)
+    values = torch.cat((cached.values[:rows, :start], v), dim=1)
     if fault.stale_page:
         stale = stale_page(start or len(stream.positions))
         page = slice(stale.start, stale.stop)
-        keys[:, page], values[:, page] = cached.decoy_keys[:, page], cached.decoy_values[:, page]
+        keys[:, page], values[:, page] = cached.decoy_keys[:rows, page], cached.decoy_values[:rows, page]
     if fault.head_shift:
         keys, values = keys.roll(-fault.head_shift, 2), values.roll(-fault.head_shift, 2)
     last_key = fault.last_key
@@ -151,14 +153,19 @@ class Sweep:
                 pack.hidden[:, at] = hidden
 
     def shifts(self, golden: Floats, positions: Ints, columns: Ints, ends: Ends) -> list[Floats]:
-        """Compute each faulty pack's logits [R, T, C] less golden's, at the positions that are checked."""
+        """Compute each faulty pack's logits [R, T, C] less golden's, at the positions that are checked.
+
+        Rows that were not computed are 0.
+        """
         narrow = Ends(ends.norm, ends.head[torch.from_numpy(columns).to(ends.head.device)])
         shifts = []
         for pack in self.faulty:
             first = 0 if pack.streams[0].start else -1  # of a prefill the last position alone is checked
             at = np.concatenate([np.asarray(stream.positions)[first:] for stream in pack.streams])
             true = golden[:, np.searchsorted(positions, at)][..., columns]
-            shifts.append(compute_logits(self.model, pack.hidden[:, first:], narrow) - true)
+            shift, rows = np.zeros_like(true), len(pack.hidden)
+            shift[:rows] = compute_logits(self.model, pack.hidden[:, first:], narrow) - true[:rows]
+            shifts.append(shift)
         return shifts
 
 
@@ -205,7 +212,8 @@ def plan_faulty(
 ) -> list[Pack]:
     """Put all decodes in one pack, by mutant and length; each prefill, by mutant and prompt, in its own."""
     decodes = [Stream(each, tokens[:, at : at + FORCED_STEPS], at) for each in mutants for at in lengths]
-    prefills = [Pack([Stream(each, tokens[:, :prompt])]) for each in mutants for prompt in prompts]
+    rows = {prompt: max(1, PREFILL_TOKENS // prompt) for prompt in prompts}
+    prefills = [Pack([Stream(each, tokens[: rows[at], :at])]) for each in mutants for at in prompts]
     return [*([Pack(decodes)] if decodes else []), *prefills]
 
 

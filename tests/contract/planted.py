@@ -55,7 +55,7 @@ class LengthOffDecode(SlicedDecode):
         out = F.scaled_dot_product_attention(
             fold_heads(q, keys.shape[1]), keys[:, :, :end], values[:, :, :end]
         )
-        return out.view(q.shape[0], 1, -1)
+        return out.reshape(q.shape[0], 1, -1)
 
 
 class DroppingDecode(LengthOffDecode):
@@ -120,7 +120,7 @@ class PermutedDecode(SlicedDecode):
         out = F.scaled_dot_product_attention(
             fold_heads(q, keys.shape[1]), keys[:, order, :end], values[:, order, :end]
         )
-        return out.view(q.shape[0], 1, -1)
+        return out.reshape(q.shape[0], 1, -1)
 
 
 def next_heads(kv_heads: int) -> list[int]:

@@ -14,6 +14,7 @@ from models.checkpoint import Weights, open_checkpoint
 from models.config import PRESETS
 from models.weights import write_preset
 from tests.contract.planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
+from workbench import sweep
 from workbench.checks import capacity_for
 from workbench.gate import Verdict, verify
 from workbench.golden import Golden, compute_golden
@@ -111,6 +112,19 @@ def test_right_engines_pass_at_tiny_size(tmp_path: Path, dtype: str, seed: int):
 
 def test_a_right_engine_passes_at_full_width(wide: Case):
     assert_right(check(load_right(wide), wide.golden))
+
+
+def test_a_fault_in_a_long_prompt_is_named_by_the_rows_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sweep, "PREFILL_TOKENS", 1)
+    case = make_case(tmp_path / "model", "tiny", "bfloat16", replace(TINY_SHAPES, batch=4), lengths=(100, 17))
+    assert_right(check(load_right(case), case.golden))
+    for fault in FAULTS:
+        verdict = check(Planted(case.weights, case.shapes, fault, ("prefill",)), case.golden)
+        assert not verdict.passed
+        assert verdict.reason is not None
+        assert verdict.reason.startswith(fault.name), verdict
 
 
 def test_a_faulty_row_beyond_the_distinct_ones_is_found(tmp_path: Path):

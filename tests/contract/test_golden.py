@@ -13,7 +13,7 @@ from backends.contract import Shapes  # noqa: E402
 from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import PRESETS, DecoderConfig, RopeScaling  # noqa: E402
 from models.weights import write_preset  # noqa: E402
-from workbench import arithmetic  # noqa: E402
+from workbench import arithmetic, sweep  # noqa: E402
 from workbench.checks import FORCED_STEPS, capacity_for  # noqa: E402
 from workbench.golden import Golden, compute_golden  # noqa: E402
 from workbench.mutants import MUTANTS, NO_FAULT, Mutant, mutants_of  # noqa: E402
@@ -119,3 +119,14 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert np.allclose(cut.logits, whole.logits, atol=1e-5)
     assert np.allclose(cut.decode_shift, whole.decode_shift, atol=1e-5)
     assert np.allclose(cut.prefill_shift, whole.prefill_shift, atol=1e-5)
+
+
+def test_a_long_prompt_computes_mutants_of_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = make(SMALL, tmp_path / "m", monkeypatch)
+    whole = compute_golden(weights, SHAPES, lengths=(3,))
+    monkeypatch.setattr(sweep, "PREFILL_TOKENS", SHAPES.prompts[-1])
+    fewer = compute_golden(weights, SHAPES, lengths=(3,))
+    assert np.allclose(fewer.prefill_shift[:, 0], whole.prefill_shift[:, 0], atol=1e-5)
+    assert np.allclose(fewer.prefill_shift[:, 1, 0], whole.prefill_shift[:, 1, 0], atol=1e-5)
+    assert not fewer.prefill_shift[:, 1, 1].any()
+    assert np.allclose(fewer.decode_shift, whole.decode_shift, atol=1e-5)
