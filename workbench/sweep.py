@@ -230,10 +230,15 @@ def kept_columns(vocab: int) -> Ints:
     return np.linspace(0, vocab - 1, SOME_COLUMNS).round().astype(np.int64)
 
 
-def reference_error(logits: Floats, golden: Floats, dtype: str) -> Floats:
-    """Return the root mean square [R, N] over the vocabulary of torch's error; see `FLOAT32_FLOOR`."""
-    error = _rms(logits - golden)
-    return np.maximum(error, FLOAT32_FLOOR * _rms(golden)) if dtype == "float32" else error
+def read_out(sweep: Sweep, positions: Ints, columns: Ints, ends: Ends) -> tuple[Floats, Floats, list[Floats]]:
+    """Return golden logits [R, N, V], the root mean square [R, N] of torch's error, and the mutants' shifts."""
+    at = torch.from_numpy(positions).to(sweep.golden.hidden.device)
+    golden = compute_logits(sweep.model, sweep.golden.hidden[:, at], ends)
+    reference = sweep.reference.hidden[:, at]
+    error = _rms(compute_logits(sweep.model, reference, ends) - golden)
+    if reference.dtype == torch.float32:
+        error = np.maximum(error, FLOAT32_FLOOR * _rms(golden))
+    return golden, error, sweep.shifts(golden, positions, columns, ends)
 
 
 def _rms(logits: Floats) -> Floats:
@@ -265,10 +270,7 @@ def compute(
     ends = run_through(sweep, weights, device, progress)
 
     positions, columns = checked_positions(prompts, lengths), kept_columns(config.vocab_size)
-    at = torch.from_numpy(positions).to(device)
-    golden = compute_logits(model, sweep.golden.hidden[:, at], ends)
-    plain = compute_logits(model, sweep.reference.hidden[:, at], ends)
-    shifts = sweep.shifts(golden, positions, columns, ends)
+    logits, error, shifts = read_out(sweep, positions, columns, ends)
     decodes = shifts.pop(0) if lengths and mutants else np.empty((rows, 0, len(columns)), np.float32)
     decodes = decodes.reshape(rows, len(mutants), len(lengths), FORCED_STEPS, len(columns))
     prefills = np.reshape(shifts, (len(mutants), len(prompts), rows, len(columns)))
@@ -281,10 +283,10 @@ def compute(
         prompts=np.asarray(prompts),
         lengths=np.asarray(lengths, np.int64),
         positions=positions,
-        logits=golden,
+        logits=logits,
         columns=columns,
         mutants=np.asarray([mutant.name for mutant in mutants], dtype=np.str_),
         prefill_shift=prefills.astype(np.float32),
         decode_shift=np.ascontiguousarray(np.moveaxis(decodes, 0, 2)),
-        reference_error=reference_error(plain, golden, weights.dtype),
+        reference_error=error,
     )
