@@ -90,19 +90,19 @@ class Artefact:
 
 
 class Engine(Protocol):
-    """One loaded model with its cache. Calls may return before the device is done, except where noted."""
+    """One loaded model with its cache. Calls may return before the device is done, but where noted."""
 
     def stage(self, tokens: np.ndarray) -> None:
         """Copy tokens [B, T] int32 to the device; T is one of `Shapes.prompts`. Outside every clock."""
 
     def prefill(self) -> None:
-        """Run the staged tokens from position 0; the length becomes T, the next token stays on the device."""
+        """Run the staged tokens from position 0; the length becomes T, the next token stays there."""
 
     def decode(self) -> None:
-        """Run one step for every sequence from the device's next token; the cache grows by one position."""
+        """Run one step for every sequence from the device's next token; the cache grows by one."""
 
     def rewind(self, length: int) -> None:
-        """Set the length, so that the next decode writes at position `length`; copies and recompiles nothing."""
+        """Set the length: the next decode writes at position `length`. Copies and recompiles nothing."""
 
     def feed(self, tokens: np.ndarray) -> None:
         """Overwrite the device's next token with tokens [B] int32; the compiled step stays the same."""

@@ -159,7 +159,7 @@ class SlicedDecode(TorchOps):
         values[:, :, self.position] = v[:, 0]
         q = fold_heads(q, keys.shape[1])
         out = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])  # [B, K, G, Dh]
-        return out.view(q.shape[0], 1, -1)
+        return out.reshape(q.shape[0], 1, -1)
 
 
 class MaskedDecode(TorchOps):

@@ -1,6 +1,5 @@
 """The main job, from the request to the printed result: read it as the table of contents."""
 
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -86,4 +85,4 @@ def write(records: Sequence[Record], baseline: str | None, form: str) -> None:
     elif form == "md":
         print(report.markdown(result))
     else:
-        report.print_table(result, Console(width=None if sys.stdout.isatty() else report.WIDE))
+        report.print_table(result, report.stdout())

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from backends.contract import Target
@@ -25,7 +24,7 @@ from workbench.job import RowJob
 from workbench.machine import Device
 from workbench.measure import take_samples
 from workbench.plan import PlannedGroup, PlannedRow
-from workbench.report import WIDE
+from workbench.report import stdout
 from workbench.request import Settings
 from workbench.rows import least_work
 
@@ -116,7 +115,7 @@ def write(rows: Sequence[Estimate], form: str) -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     else:
-        console = Console(width=None if sys.stdout.isatty() else WIDE)
+        console = stdout()
         table = Table("backend", "phase", "batch", "length", "state", "time (estimate)", "memory (at least)")
         for row in rows:
             cells = (row.phase, str(row.batch), str(row.length), row.state, units.duration(row.time_s))

@@ -1,16 +1,14 @@
 """What `python -m workbench backends` prints."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
 from backends import registry
 from workbench.contestants import probe_backends
-from workbench.report import WIDE
+from workbench.report import stdout
 
 
 def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
@@ -20,7 +18,7 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
         rows = [{"backend": name, "usable": probe.usable, **asdict(probe)} for name, probe in probes.items()]
         print(json.dumps(rows, indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = stdout()
     table = Table("backend", "usable", "devices", "dtypes", "versions", "options")
     for name, probe in probes.items():
         table.add_row(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -15,6 +16,11 @@ from workbench.record import Record, to_json
 
 WIDE = 200
 """Columns where the output is no terminal, so that a piped table is never folded."""
+
+
+def stdout() -> Console:
+    """Return what tables are printed to; a name like `compile[mode=default]` is no markup."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,12 @@ def print_table(report: Report, console: Console) -> None:
             table.add_row(*cells(record, ratio), style=style)
         console.print()
         console.print(table)
-        console.print(verdict(section), style="bold", markup=False)
+        console.print(verdict(section), style="bold")
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
         for line in lines:
-            console.print(f"  {line}", markup=False)
+            console.print(f"  {line}")
 
 
 def markdown(report: Report) -> str:

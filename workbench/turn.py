@@ -34,6 +34,8 @@ class Turn:
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
     memory: MemorySampler = field(init=False)
+    group: int | None = None
+    """The group being measured."""
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> Outcome:
         """Run the process to its end; rows it did not come to have that end as their reason."""
@@ -53,7 +55,8 @@ class Turn:
         """Act on one event of the worker."""
         if event["event"] == "stage":
             self.say(event["stage"])
-            if event["stage"] == "build":
+            if event.get("group") not in (None, self.group):
+                self.group = event["group"]
                 self.memory.restart()
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))

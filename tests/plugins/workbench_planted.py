@@ -149,3 +149,10 @@ def is_told(artefact: Artefact, fault: str, place: str) -> bool:
         and options.get("at", "build") == place
         and batch == str(artefact.shapes.batch)
     )
+
+
+class Absent(Planted):
+    name = "absent"
+
+    def probe(self) -> Probe:
+        return Probe(reason="the package absent is not installed", install="pip install absent")

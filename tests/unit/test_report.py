@@ -11,7 +11,8 @@ from workbench.ratios import find_ratios
 from workbench.record import Record
 from workbench.report import COLUMNS, WIDE, Report, as_csv, as_json, markdown, notes, print_table, verdict
 
-FAST = record("compile", samples=(0.5, 0.51, 0.49), limit_share=0.84, error_ratio=1.02)
+MODE = {"mode": "default"}
+FAST = record("compile", (0.5, 0.51, 0.49), options=MODE, limit_share=0.84, error_ratio=1.02)
 SLOW = record("eager", samples=(1.0, 1.01, 0.99), build_s={"cold": 2.0, "warm": None})
 CRASHED = record("third", status="crashed", reason="killed by SIGSEGV")
 
@@ -21,7 +22,7 @@ def report(*records: Record) -> Report:
 
 
 def printed(result: Report) -> str:
-    console = Console(file=io.StringIO(), width=WIDE)
+    console = Console(file=io.StringIO(), width=WIDE, markup=False)
     print_table(result, console)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -53,7 +54,7 @@ def test_table_begins_with_what_was_held_equal() -> None:
 
 def test_table_shows_every_row_and_why_one_has_no_time() -> None:
     text = printed(report(SLOW, FAST, CRASHED))
-    for name in ("eager", "compile", "third"):
+    for name in ("eager", "compile[mode=default]", "third"):
         assert name in text
     assert "third decode: crashed: killed by SIGSEGV" in text
     assert "84 %" in text
@@ -63,7 +64,7 @@ def test_table_shows_every_row_and_why_one_has_no_time() -> None:
 def test_verdict_names_the_winner_with_its_lead_over_the_next() -> None:
     result = report(SLOW, FAST, CRASHED)
     (section,) = result.sections()
-    assert verdict(section).startswith("compile is fastest: 2.00x [")
+    assert verdict(section).startswith("compile[mode=default] is fastest: 2.00x [")
     assert verdict(section).endswith("the speed of eager")
 
 

@@ -1,0 +1,39 @@
+"""Run whole commands in processes of their own, with a cache that the session shares."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder of this session's own: preset weights and golden files are made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def environment(cache: Path) -> dict[str, str]:
+    """Return the variables commands run with."""
+    return {**os.environ, "WORKBENCH_CACHE": str(cache), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture
+def workbench(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Return a function that runs `python -m workbench ARGUMENTS` in an empty folder."""
+
+    def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "workbench", *arguments]
+        variables = environment | more
+        return subprocess.run(
+            command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500
+        )
+
+    return run

@@ -1,0 +1,177 @@
+"""`python -m workbench compare`: whole comparisons on a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT, Run
+from workbench.machine import describe
+from workbench.record import from_json
+from workbench.store import slug
+
+PLUGINS = ROOT / "tests" / "plugins"
+QUICK = ("--phases", "decode", "--context", "32", "--repeats", "1")
+
+Json = dict[str, Any]
+
+
+def rows_of(done: "subprocess.CompletedProcess[str]") -> list[Json]:
+    rows = json.loads(done.stdout)
+    for row in rows:
+        from_json({name: value for name, value in row.items() if name != "ratio"})
+    return list(rows)
+
+
+def lines_of(results: Path) -> list[Json]:
+    return [json.loads(line) for path in results.glob("*/*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_main_job_verifies_times_and_compares_both_phases(workbench: Run, tmp_path: Path) -> None:
+    done = workbench("compare", "--backends", "eager,compile", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done)
+    assert {(row["phase"], row["backend"]) for row in rows} == {
+        (phase, backend) for phase in ("prefill", "decode") for backend in ("eager", "compile")
+    }
+    for row in rows:
+        assert row["status"] in ("ok", "unstable"), row["reason"]
+        assert len(row["processes"]) == 2
+        assert row["time_s"]["low"] <= row["time_s"]["median"] <= row["time_s"]["high"]
+        assert row["ratio"]["to"] == "eager"
+        assert 0 < row["error_ratio"] < 3
+        assert row["build_s"]["cold"] > 0
+        assert row["load_s"] >= 0
+        assert row["peak_bytes"]["total"] > row["peak_bytes"]["weights"]
+        assert row["ceilings"]["bandwidth_bytes_per_s"]["median"] > 1e9
+        assert row["limit_share"] is None  # tiny fits in cache
+        assert row["definition"] == "common"
+        assert "torch" in row["versions"]
+        assert (row["enqueue_s"] is not None) == (row["phase"] == "prefill")
+    assert len({row["weights"] for row in rows}) == 1
+    assert len(lines_of(tmp_path / "results")) == 4
+    check_second_call_reads_what_is_there(workbench, rows)
+
+
+def check_second_call_reads_what_is_there(workbench: Run, rows: list[Json]) -> None:
+    start = time.monotonic()
+    done = workbench("compare", "--backends", "eager,compile", "--format", "json")
+    assert time.monotonic() - start < 30
+    assert {row["run"] for row in rows_of(done)} == {rows[0]["run"]}
+    table = workbench("compare", "--backends", "eager,compile")
+    assert table.returncode == 0
+    assert table.stdout.startswith("Held equal:")
+    assert table.stderr == ""
+    plan = workbench("compare", "--backends", "eager,compile", "--dry-run", "--format", "json")
+    assert {row["state"] for row in json.loads(plan.stdout)} == {"measured"}
+
+
+def test_dry_run_lists_every_row_with_estimates_and_measures_nothing(workbench: Run, tmp_path: Path) -> None:
+    done = workbench("compare", "--dry-run", "--batch", "1,4", "--context", "64,128", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    names = {row["backend"] for row in rows}
+    assert {"eager", "compile"} <= names
+    assert "null" not in names
+    assert len(rows) == len(names) * 2 * (1 + 2)
+    assert all(row["state"] == "measure" and row["time_s"] > 0 and row["memory_bytes"] > 0 for row in rows)
+    assert not (tmp_path / "results").exists()
+
+
+def test_large_preset_is_planned_without_writing_its_weights(workbench: Run, cache: Path) -> None:
+    done = workbench("compare", "--dry-run", "--model", "llama-3.1-8b", "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    assert "15.0 GiB" in done.stdout  # 8.03e9 parameters of 2 bytes, and the cache
+    assert not list(cache.glob("presets/llama*"))
+
+
+def test_missing_backend_asked_for_by_name_has_a_row_and_fails_the_command(workbench: Run) -> None:
+    done = workbench(
+        "compare", "--backends", "eager,absent", *QUICK, "--format", "json", PYTHONPATH=f"{ROOT}:{PLUGINS}"
+    )
+    assert done.returncode == 1, done.stderr
+    rows = {row["backend"]: row for row in rows_of(done)}
+    assert rows["eager"]["status"] in ("ok", "unstable")
+    assert rows["absent"]["status"] == "missing"
+    assert "pip install" in rows["absent"]["reason"]
+    assert rows["absent"]["ratio"] is None
+
+
+def test_backend_that_computes_nothing_is_refused_by_the_gate(workbench: Run) -> None:
+    done = workbench("compare", "--backends", "null", *QUICK, "--format", "json")
+    assert done.returncode == 1, done.stderr
+    (row,) = rows_of(done)
+    assert row["status"] == "wrong"
+    assert row["time_s"] is None
+    assert row["processes"] == []
+
+
+def test_broken_last_line_is_set_aside_and_the_rest_read(workbench: Run, tmp_path: Path) -> None:
+    first = workbench("compare", "--backends", "eager", *QUICK, "--format", "json")
+    assert first.returncode == 0, first.stderr
+    (path,) = (tmp_path / "results").glob("*/*.jsonl")
+    with path.open("a") as file:
+        file.write('{"schema": 1, "run": "torn')
+    second = workbench("compare", "--backends", "eager", *QUICK, "--format", "json")
+    assert second.returncode == 0, second.stderr
+    assert rows_of(second)[0]["run"] == rows_of(first)[0]["run"]
+    assert "Warning:" in second.stderr
+    assert path.with_name(path.name + ".broken").read_text().strip().endswith("torn")
+    third = workbench("compare", "--backends", "eager", *QUICK, "--format", "json")
+    assert third.stderr == ""
+
+
+def test_results_that_cannot_be_written_are_printed_all_the_same(workbench: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / slug(describe("cpu").name)
+    (folder / ".lock").mkdir(parents=True)  # a folder where a file should be, and the other way round
+    (folder / ".pending").touch()
+    done = workbench("compare", "--backends", "eager", *QUICK, "--format", "json")
+    assert done.returncode == 0
+    assert done.stderr.count("cannot write") == 1
+    assert rows_of(done)[0]["status"] in ("ok", "unstable")
+    assert not lines_of(tmp_path / "results")
+
+
+def test_results_that_cannot_be_read_stop_the_command_before_it_measures(
+    workbench: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be")
+    done = workbench("compare", "--backends", "eager", *QUICK)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: cannot read results")
+
+
+def test_killed_comparison_goes_on_where_it_was(
+    workbench: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["compare", "--backends", "eager", "--phases", "decode", "--context", "32", "--repeats", "3"]
+    command = [sys.executable, "-m", "workbench", *arguments]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    kept = wait_for_side_files(tmp_path / "results", running)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    before = {path.name: json.loads(path.read_text())["samples_s"] for path in kept}
+    done = workbench(*arguments, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (row,) = rows_of(done)
+    assert len(row["processes"]) == 3
+    assert row["processes"][0]["samples_s"] == next(iter(before.values()))
+    assert not list((tmp_path / "results").glob("*/.pending/*.json"))
+
+
+def wait_for_side_files(results: Path, running: "subprocess.Popen[bytes]") -> list[Path]:
+    for _ in range(1200):
+        kept = list(results.glob("*/.pending/*.json"))
+        if kept:
+            return kept
+        assert running.poll() is None, "the comparison ended before it could be killed"
+        time.sleep(0.1)
+    pytest.fail("no side file after two minutes")
