@@ -231,7 +231,7 @@ def kept_columns(vocab: int) -> Ints:
 
 
 def read_out(sweep: Sweep, positions: Ints, columns: Ints, ends: Ends) -> tuple[Floats, Floats, list[Floats]]:
-    """Return golden logits [R, N, V], the root mean square [R, N] of torch's error, and the mutants' shifts."""
+    """Return golden logits [R, N, V], the root mean square [R, N] of torch's error, and mutants' shifts."""
     at = torch.from_numpy(positions).to(sweep.golden.hidden.device)
     golden = compute_logits(sweep.model, sweep.golden.hidden[:, at], ends)
     reference = sweep.reference.hidden[:, at]
