@@ -148,7 +148,7 @@ class Campaign:
         results = [entry.results[repeat] for repeat in sorted(entry.results)]
         results += [entry.failure] if entry.failure else []
         evidence = gather(self.source.config, self.settings.dtype, entry.group, entry.row, results)
-        entry.record = finish(entry.blank, results, evidence, self.device.cache_bytes)
+        entry.record = finish(entry.blank, results, evidence)
         try:
             self.store.append(entry.record)
             if entry.failure is None:

@@ -39,8 +39,8 @@ class Device:
     product_size: int
 
 
-def measure_ceilings(device: str, dtype: str, burst_s: float) -> dict[str, list[float]]:
-    """Return every sample of `bandwidth_bytes_per_s` (read and written) and `flops_per_s`."""
+def measure_ceilings(device: str, dtype: str, burst_s: float) -> dict[str, Any]:
+    """Return all samples of `bandwidth_bytes_per_s` and `flops_per_s`, and `last_level_cache_bytes`."""
     import torch
 
     on = prepare(torch, device, dtype)
@@ -52,6 +52,7 @@ def measure_ceilings(device: str, dtype: str, burst_s: float) -> dict[str, list[
             # Decode mostly reads. A CPU reads faster than it copies: it fetches what it is to overwrite.
             "bandwidth_bytes_per_s": max(copied, read, key=median),
             "flops_per_s": rates(on, product_work(on), burst_s),
+            "last_level_cache_bytes": cache_bytes(torch, device),
         }
 
 
@@ -60,9 +61,16 @@ def prepare(torch: Any, device: str, dtype: str) -> Device:
     stored = getattr(torch, dtype)
     if device != "cpu":
         return Device(torch, device, stored, wait_for_gpu(device), GPU_COPY_BYTES, GPU_PRODUCT_SIZE)
-    cache = machine.describe("cpu").cache_bytes or UNKNOWN_CACHE_BYTES
+    cache = cache_bytes(torch, device) or UNKNOWN_CACHE_BYTES
     # Two buffers make up the copy: what is read and what is written.
     return Device(torch, device, stored, _nothing, CACHE_FACTOR * cache // 2, 1024)
+
+
+def cache_bytes(torch: Any, device: str) -> int | None:
+    """Return the bytes of the device's last-level cache; None where it is unknown."""
+    if device == "cpu":
+        return machine.cpu_cache_bytes()
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def copy_work(on: Device) -> tuple[Callable[[], Any], float]:

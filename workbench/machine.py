@@ -20,14 +20,14 @@ import psutil
 from models.errors import UserError
 from workbench.store import slug
 
-LAST_LEVEL_CACHE = {"sm_80": 40 << 20, "sm_90": 50 << 20}
-"""L2 bytes by architecture where every product of ours has the same; NVML does not tell."""
 BUSY_PERCENT = 10.0
 """Use by others above which a measurement is disturbed."""
 BUSY_MEMORY_BYTES = 1 << 30
 """Memory of a GPU taken before we start that can only be another program's; drivers hold less."""
 LOOK_S = 0.5
-"""How long the use by others is watched before a start."""
+"""How long the use by others is watched at a time before a start."""
+LOOKS = 6
+"""NVML's utilisation is a mean over up to a second that is past: our own last worker is still in it."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ class Device:
     architecture: str
     """`sm_90`, ... for a GPU; the machine's name (`x86_64`) for a CPU."""
     memory_bytes: int
-    cache_bytes: int | None
-    """Last-level cache; None where it is unknown."""
     threads: int | None = None
     """Threads this process may use, for a CPU."""
     uuid: str | None = None
@@ -83,7 +81,6 @@ def describe(device: str) -> Device:
             name=_cpu_name(),
             architecture=platform.machine(),
             memory_bytes=psutil.virtual_memory().total,
-            cache_bytes=_cpu_cache_bytes(),
             threads=_usable_threads(),
         )
     with _nvml() as nvml:
@@ -95,7 +92,6 @@ def describe(device: str) -> Device:
             name=nvml.nvmlDeviceGetName(handle),
             architecture=architecture,
             memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
-            cache_bytes=LAST_LEVEL_CACHE.get(architecture),
             uuid=nvml.nvmlDeviceGetUUID(handle),
             driver=nvml.nvmlSystemGetDriverVersion(),
         )
@@ -177,7 +173,7 @@ class MemorySampler:
 
 
 def foreign_work(device: Device) -> tuple[str, ...]:
-    """Warn of other programs that use the device now; takes `LOOK_S` seconds, for before a start."""
+    """Warn of other programs that use the device now; takes `LOOK_S` seconds on an idle one."""
     return _foreign_gpu_work(device) if device.is_gpu else _foreign_cpu_work()
 
 
@@ -192,10 +188,11 @@ def _foreign_gpu_work(device: Device) -> tuple[str, ...]:
     warnings = []
     with _nvml() as nvml:
         handle = nvml.nvmlDeviceGetHandleByIndex(_nvml_index(nvml, device.device))
-        percent = 0
-        for _ in range(5):
-            time.sleep(LOOK_S / 5)
-            percent = max(percent, int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu))
+        for _ in range(LOOKS):
+            time.sleep(LOOK_S)
+            percent = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            if percent <= BUSY_PERCENT:
+                break
         used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
     if percent > BUSY_PERCENT:
         warnings.append(
@@ -267,12 +264,12 @@ def _cpu_name() -> str:
 
 
 def _usable_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable, int(limit)) if limit.isdecimal() and int(limit) else usable
 
 
-def _cpu_cache_bytes() -> int | None:
+def cpu_cache_bytes() -> int | None:
     """Return the bytes of the largest cache that Linux names for the first CPU; None elsewhere."""
     sizes = [_read_size(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max(sizes, default=None)

@@ -58,13 +58,8 @@ def least_work(config: DecoderConfig, dtype: str, row: PlannedRow) -> Work:
     return Work(bytes=total.bytes // row.steps, flops=total.flops // row.steps)
 
 
-def finish(
-    blank: Record, results: Sequence[RowResult], evidence: Evidence, last_level_cache: int | None
-) -> Record:
-    """Turn one row's results, a process each, into its record; the first failure decides the status.
-
-    `last_level_cache` is in bytes; None where it is unknown.
-    """
+def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> Record:
+    """Turn one row's results, a process each, into its record; the first failure decides the status."""
     failed = next((result for result in results if result.status not in TIMED), None)
     last = failed or results[-1]
     record = dataclasses.replace(
@@ -81,15 +76,13 @@ def finish(
         error_ratio=worst_error(results),
         warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
     )
-    return record if failed else with_times(record, results, evidence, last_level_cache)
+    return record if failed else with_times(record, results, evidence)
 
 
-def with_times(
-    record: Record, results: Sequence[RowResult], evidence: Evidence, last_level_cache: int | None
-) -> Record:
+def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence) -> Record:
     """Add what the samples say; a time below the ceilings' own interval makes the row implausible."""
     time = summarise([result.samples_s for result in results])
-    share, complaint = limit_share(evidence, time.median, last_level_cache)
+    share, complaint = limit_share(evidence, time.median)
     fastest_allowed = least_time(evidence, "high")
     if share is not None and fastest_allowed is not None and time.high < fastest_allowed:
         reason = (
@@ -127,11 +120,12 @@ def least_time(evidence: Evidence, ceiling: str = "median") -> float | None:
     return float(max(evidence.work.bytes / bandwidth[ceiling], evidence.work.flops / rate[ceiling]))
 
 
-def limit_share(evidence: Evidence, time_s: float, cache: int | None) -> tuple[float | None, str | None]:
+def limit_share(evidence: Evidence, time_s: float) -> tuple[float | None, str | None]:
     """Return the share of the hardware's limit that a time reaches, or None and why there is none."""
     least = least_time(evidence)
     if least is None:
         return None, "no share of the limit: no ceilings were measured"
+    cache = evidence.ceilings.get("last_level_cache_bytes")
     if cache and evidence.work.bytes < CACHE_FACTOR * cache:
         return None, (
             f"no share of the limit: the work moves {evidence.work.bytes / 2**20:.0f} MiB and fits in cache "
@@ -161,7 +155,8 @@ def worst_error(results: Sequence[RowResult]) -> float | None:
 
 def summarise_ceilings(measured: Sequence[Json]) -> Json:
     """Pool the ceilings measured before and after each round; every sample is kept, in order."""
-    summary: Json = {}
+    caches = [each["last_level_cache_bytes"] for each in measured]
+    summary: Json = {"last_level_cache_bytes": caches[0]} if caches else {}
     for name in ("bandwidth_bytes_per_s", "flops_per_s"):
         rounds = [list(each[name]) for each in measured]
         pooled = [value for samples in rounds for value in samples]

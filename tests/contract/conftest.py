@@ -1,5 +1,6 @@
 """One contestant for each backend, option, device and data type, and the models they run."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ DTYPES = ("float32", "bfloat16")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Inductor import what its own release deprecates."""
+    """Let Inductor import what its own release deprecates; small tensors are slowed down by threads."""
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)

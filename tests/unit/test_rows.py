@@ -20,7 +20,8 @@ def result(samples: tuple[float, ...] = (1.0, 1.1, 0.9), **changes: Any) -> RowR
 
 
 def evidence(gigabytes: float = 50.0, gigaflops: float = 1.0) -> Evidence:
-    look = {"bandwidth_bytes_per_s": [99e9, 100e9, 101e9], "flops_per_s": [1e12, 1e12]}
+    look: dict[str, Any] = {"bandwidth_bytes_per_s": [99e9, 100e9, 101e9], "flops_per_s": [1e12, 1e12]}
+    look["last_level_cache_bytes"] = 32 * MIB
     return Evidence(
         work=Work(int(gigabytes * 1e9), int(gigaflops * 1e9)),
         ceilings=summarise_ceilings([look]),
@@ -31,7 +32,7 @@ def evidence(gigabytes: float = 50.0, gigaflops: float = 1.0) -> Evidence:
 
 
 def test_estimate_is_the_median_of_process_medians() -> None:
-    row = finish(BLANK, [result((1.0, 1.0, 9.0)), result((3.0, 3.0, 3.0))], evidence(), None)
+    row = finish(BLANK, [result((1.0, 1.0, 9.0)), result((3.0, 3.0, 3.0))], evidence())
     assert row.status == "ok"
     assert row.time_s is not None
     assert row.time_s.median == pytest.approx(2.0)
@@ -41,19 +42,19 @@ def test_estimate_is_the_median_of_process_medians() -> None:
 
 
 def test_every_sample_is_kept_in_order() -> None:
-    row = finish(BLANK, [result((3.0, 1.0, 2.0)), result((5.0, 4.0))], evidence(), None)
+    row = finish(BLANK, [result((3.0, 1.0, 2.0)), result((5.0, 4.0))], evidence())
     assert [run.samples_s for run in row.processes] == [(3.0, 1.0, 2.0), (5.0, 4.0)]
 
 
 def test_share_of_the_limit_is_least_time_over_time() -> None:
-    row = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=50), None)
+    row = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=50))
     assert row.limit_share == pytest.approx(0.5)
-    compute_bound = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=1, gigaflops=800), None)
+    compute_bound = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=1, gigaflops=800))
     assert compute_bound.limit_share == pytest.approx(0.8)
 
 
 def test_time_below_the_ceilings_interval_is_implausible_and_has_no_time() -> None:
-    row = finish(BLANK, [result((0.4,) * 5)], evidence(gigabytes=50), None)
+    row = finish(BLANK, [result((0.4,) * 5)], evidence(gigabytes=50))
     assert row.status == "implausible"
     assert row.time_s is None
     assert row.processes == ()
@@ -61,13 +62,13 @@ def test_time_below_the_ceilings_interval_is_implausible_and_has_no_time() -> No
 
 
 def test_time_within_the_ceilings_interval_is_believed() -> None:
-    row = finish(BLANK, [result((0.497,) * 5)], evidence(gigabytes=50), None)
+    row = finish(BLANK, [result((0.497,) * 5)], evidence(gigabytes=50))
     assert row.status == "ok"
     assert row.limit_share == pytest.approx(50 / 100 / 0.497)
 
 
 def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
-    row = finish(BLANK, [result((1e-6,) * 5)], evidence(gigabytes=0.01), 32 * MIB)
+    row = finish(BLANK, [result((1e-6,) * 5)], evidence(gigabytes=0.01))
     assert row.status == "ok"
     assert row.limit_share is None
     assert any("fits in cache" in line for line in row.warnings)
@@ -75,42 +76,43 @@ def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
 
 def test_one_failed_process_fails_the_row() -> None:
     results = [result(), RowResult("k", "crashed", "killed by SIGKILL in stage time")]
-    row = finish(BLANK, results, evidence(), None)
+    row = finish(BLANK, results, evidence())
     assert (row.status, row.time_s, row.tokens_per_s) == ("crashed", None, None)
     assert row.reason == "killed by SIGKILL in stage time"
 
 
 def test_one_unstable_process_makes_the_row_unstable_with_its_reason() -> None:
     results = [result(), result(status="unstable", reason="drifted"), result()]
-    row = finish(BLANK, results, evidence(), None)
+    row = finish(BLANK, results, evidence())
     assert (row.status, row.reason) == ("unstable", "drifted")
     assert row.timed
 
 
 def test_memory_is_split_and_the_rest_is_unknown_where_it_would_be_negative() -> None:
-    row = finish(BLANK, [result(peak_bytes=500 * MIB), result(peak_bytes=450 * MIB)], evidence(), None)
+    row = finish(BLANK, [result(peak_bytes=500 * MIB), result(peak_bytes=450 * MIB)], evidence())
     assert row.peak_bytes == {
         "total": 500 * MIB,
         "weights": 300 * MIB,
         "cache": 100 * MIB,
         "rest": 100 * MIB,
     }
-    small = finish(BLANK, [result(peak_bytes=1)], evidence(), None)
+    small = finish(BLANK, [result(peak_bytes=1)], evidence())
     assert small.peak_bytes["rest"] is None
 
 
 def test_worst_error_and_all_warnings_of_the_processes_are_kept_once() -> None:
     results = [result(warnings=("a", "b")), result(error_ratio=1.5, warnings=("b",))]
-    row = finish(BLANK, results, dataclasses.replace(evidence(), ceilings={}), None)
+    row = finish(BLANK, results, dataclasses.replace(evidence(), ceilings={}))
     assert row.error_ratio == 1.5
     assert row.warnings[:2] == ("a", "b")
     assert any("no ceilings" in line for line in row.warnings)
 
 
 def test_ceilings_keep_every_sample_of_every_look() -> None:
-    first = {"bandwidth_bytes_per_s": [1.0, 3.0], "flops_per_s": [5.0]}
-    second = {"bandwidth_bytes_per_s": [2.0], "flops_per_s": [7.0]}
+    first = {"bandwidth_bytes_per_s": [1.0, 3.0], "flops_per_s": [5.0], "last_level_cache_bytes": 7}
+    second = {"bandwidth_bytes_per_s": [2.0], "flops_per_s": [7.0], "last_level_cache_bytes": 7}
     summary = summarise_ceilings([first, second])
     assert summary["bandwidth_bytes_per_s"]["rounds"] == [[1.0, 3.0], [2.0]]
     assert summary["bandwidth_bytes_per_s"]["median"] == 2.0
     assert summary["flops_per_s"]["median"] == 6.0
+    assert summary["last_level_cache_bytes"] == 7
