@@ -16,11 +16,19 @@ from models.config import DecoderConfig
 from tests.contract.reference import FAMILIES, write_checkpoint
 
 DTYPES = ("float32", "bfloat16")
+OF_TORCH_ITSELF = (
+    "`torch.jit:DeprecationWarning",
+    "The CUDA Graph is empty:UserWarning",  # how its graph trees warm up
+    "TensorFloat32 tensor cores:UserWarning",  # float32 here is to mean float32
+    r"\s*Online softmax is disabled:UserWarning",
+)
+"""Warnings that torch.compile raises inside torch, whatever it compiles."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Inductor import what its own release deprecates; small tensors are slowed down by threads."""
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
+    """Pass over what torch says of its own compiler; threads would slow small tensors down."""
+    for line in OF_TORCH_ITSELF:
+        config.addinivalue_line("filterwarnings", f"ignore:{line}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
