@@ -27,6 +27,8 @@ Json = dict[str, Any]
 
 SEED = 0
 """Of the tokens."""
+PROCESS_S = 15.0
+"""Guess for what a process does besides timing: start, load, build, gate."""
 FIRST_BURST_S = 0.2
 """Length of the ceilings' bursts before the length of any timed sample is known."""
 
@@ -61,7 +63,7 @@ class Campaign:
         todo = [entry for entry in entries if entry.record is None]
         repeats = range(self.settings.repeats)
         missing = sum(entry.lacks(repeat) for entry in todo for repeat in repeats)
-        self.progress.expect(missing)
+        self.progress.expect(missing, PROCESS_S + 2 * self.settings.budget_s)
         if missing:
             self.make_golden([entry.group for entry in todo])
         for repeat in repeats:

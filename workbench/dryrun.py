@@ -17,6 +17,7 @@ from backends.null import Null, NullEngine
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, weight_bytes
 from workbench import units
+from workbench.campaign import PROCESS_S
 from workbench.checks import FORCED_STEPS, check_lengths, workload_tokens
 from workbench.clock import Clock
 from workbench.entries import Entry
@@ -33,8 +34,6 @@ GUESSES = {
     "cuda": Work(bytes=2 * 10**12, flops=300 * 10**12),
 }
 """Bytes and FLOPs a second that a usual device of a kind reaches in this work."""
-PROCESS_S = 15.0
-"""Guess for starting a process, loading and building."""
 
 
 @dataclass(frozen=True)

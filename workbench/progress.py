@@ -1,12 +1,35 @@
 """What the user sees while work goes on: one line on stderr with the time left, none off a terminal."""
 
-import time
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from workbench import units
+
+REFRESHES_PER_S = 1
+"""Drawing takes time from the very CPU that may be timed."""
+
+
+class TimeLeft(ProgressColumn):
+    """The time left: a piece takes as long as those so far did on average, or before the first as guessed."""
+
+    def render(self, task: Task) -> Text:
+        """Write it, or nothing where no number of pieces is known."""
+        if task.total is None or task.remaining is None or task.elapsed is None:
+            return Text("")
+        done = int(task.completed)
+        guess = task.fields["guess_s"] * task.total
+        whole = task.fields["last_s"] / done * task.total if done else guess
+        left = max(whole - task.elapsed, 0.0)
+        return Text(f"about {units.duration(left)} left" if task.remaining else "")
 
 
 class Progress:
@@ -17,18 +40,15 @@ class Progress:
         self.bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
+            TimeLeft(),
             console=console,
             transient=True,
+            refresh_per_second=REFRESHES_PER_S,
             disable=not console.is_terminal,
         )
-        self.current = self.bar.add_task("starting", total=None, left="")
-        self.started = time.monotonic()
-        self.done = 0
-        self.total = 0
+        self.task = self.bar.add_task("starting", total=None, guess_s=0.0, last_s=0.0)
 
     def __enter__(self) -> "Progress":
         """Show the line."""
@@ -41,20 +61,16 @@ class Progress:
 
     def say(self, description: str) -> None:
         """Say what is going on now."""
-        self.bar.update(self.current, description=description)
+        self.bar.update(self.task, description=description)
 
-    def expect(self, total: int) -> None:
-        """Start to count `total` pieces of like size: a row in one process each."""
-        self.total, self.done, self.started = total, 0, time.monotonic()
-        self.bar.update(self.current, total=total, completed=0)
+    def expect(self, total: int, guess_s: float) -> None:
+        """Start to count `total` pieces of like size, of `guess_s` seconds each."""
+        self.bar.reset(self.task, total=total, guess_s=guess_s)
 
-    def advance(self, count: int = 1) -> None:
-        """Count pieces as done and estimate the time left from those so far."""
-        self.done += count
-        elapsed = time.monotonic() - self.started
-        left = elapsed / self.done * (self.total - self.done) if self.done else 0.0
-        text = f"about {units.duration(left)} left" if self.done < self.total else ""
-        self.bar.update(self.current, completed=self.done, left=text)
+    def advance(self) -> None:
+        """Count one piece as done."""
+        self.bar.advance(self.task)
+        self.bar.update(self.task, last_s=self.bar.tasks[0].elapsed)
 
     def warn(self, line: str) -> None:
         """Print a warning above the line, terminal or not."""

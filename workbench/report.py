@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -38,46 +39,40 @@ class Report:
         return list(found.values())
 
 
-COLUMNS = (
-    "backend",
-    "time",
-    "95 % interval",
-    "tokens/s",
-    "ratio",
-    "of limit",
-    "build cold / warm",
-    "peak memory",
-    "error ratio",
-    "status",
-)
+COLUMNS = ("backend", "time", "ratio", "tok/s", "limit", "build", "memory", "error", "status")
+LEFT = ("backend", "status")
+"""Columns of words; numbers stand to the right."""
 
 
-def cells(record: Record, ratio: Ratio | None) -> tuple[str, ...]:
-    """Write one row's cells, in the order of COLUMNS; a dash where there is no number."""
+def cells(record: Record, ratio: Ratio | None) -> tuple[tuple[str, str], ...]:
+    """Write one row's cells in the order of COLUMNS, each as two lines; a dash where there is no number.
+
+    Under time and ratio stands the 95 % interval, under the cold build the warm one.
+    """
     time = record.time_s
-    builds = [record.build_s.get(kind) for kind in ("cold", "warm")]
+    cold, warm = (record.build_s.get(kind) for kind in ("cold", "warm"))
     total = record.peak_bytes.get("total")
     return (
-        record.name,
-        units.seconds(time.median) if time else "-",
-        units.interval(time.low, time.high) if time else "-",
-        f"{record.tokens_per_s:,.0f}" if record.tokens_per_s else "-",
+        (record.name, ""),
+        (units.seconds(time.median), units.interval(time.low, time.high, time.median)) if time else ("-", ""),
         ratio_cell(ratio),
-        units.percent(record.limit_share) if record.limit_share is not None else "-",
-        " / ".join(units.seconds(value) if value is not None else "-" for value in builds),
-        units.size(total) if total else "-",
-        f"{record.error_ratio:.2f}" if record.error_ratio is not None else "-",
-        record.status,
+        (f"{record.tokens_per_s:,.0f}" if record.tokens_per_s else "-", ""),
+        (units.percent(record.limit_share) if record.limit_share is not None else "-", ""),
+        (units.seconds(cold) if cold is not None else "-", units.seconds(warm) if warm is not None else "-"),
+        (units.size(total) if total else "-", ""),
+        (f"{record.error_ratio:.2f}" if record.error_ratio is not None else "-", ""),
+        (record.status, ""),
     )
 
 
-def ratio_cell(ratio: Ratio | None) -> str:
-    """Write a ratio with its interval; the baseline itself is 1."""
+def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
+    """Write a ratio and its interval; the baseline itself is 1."""
     if ratio is None:
-        return "-"
+        return "-", ""
     if ratio.median == ratio.low == ratio.high == 1.0:
-        return "1 (baseline)"
-    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+        return "1", ""
+    low, high = units.significant(ratio.low), units.significant(ratio.high)
+    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]"
 
 
 def title(record: Record) -> str:
@@ -96,7 +91,7 @@ def held_equal(record: Record) -> list[str]:
     return [
         f"model {record.model}, {record.dtype}, weights {record.weights[:12]}",
         f"device {device}",
-        f"greedy decoding of the same tokens; {protocol['processes']} processes a row, in rotating order; "
+        f"greedy decoding of the same tokens; processes a row: {protocol['processes']}, in rotating order; "
         f"logits verified before and after timing (gate {protocol['gate']})",
     ]
 
@@ -137,15 +132,13 @@ def print_table(report: Report, console: Console) -> None:
     if report.records:
         console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records[0])), sep="\n")
     for section in report.sections():
-        table = Table(title=title(section[0][0]), title_justify="left", title_style="bold")
+        table = Table(title=title(section[0][0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
         for name in COLUMNS:
-            right = name not in ("backend", "status")
-            table.add_column(
-                name, justify="right" if right else "left", no_wrap=name in ("backend", "status")
-            )
+            # Folded where the terminal is narrow: half a number would be a wrong one.
+            table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
         for record, ratio in section:
-            style = "" if record.timed else "red"
-            table.add_row(*cells(record, ratio), style=style)
+            stacked = ("\n".join(cell).rstrip() for cell in cells(record, ratio))
+            table.add_row(*stacked, style="" if record.timed else "red")
         console.print()
         console.print(table)
         console.print(verdict(section), style="bold")
@@ -162,7 +155,10 @@ def markdown(report: Report) -> str:
     for section in report.sections():
         lines += ["", f"**{title(section[0][0])}**", ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += ["| " + " | ".join(cells(record, ratio)) + " |" for record, ratio in section]
+        lines += [
+            "| " + " | ".join(" ".join(cell).strip() for cell in cells(record, ratio)) + " |"
+            for record, ratio in section
+        ]
         lines += ["", verdict(section)]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)

@@ -6,10 +6,21 @@ BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 def seconds(value: float) -> str:
     """Write a time with three or more significant digits: `12.3 ms`."""
-    for size, unit in TIME_UNITS:
-        if value >= size:
-            return f"{significant(value / size)} {unit}"
-    return f"{significant(value * 1e9)} ns"
+    size, unit = time_unit(value)
+    return f"{significant(value / size)} {unit}"
+
+
+def interval(low: float, high: float, middle: float) -> str:
+    """Write the ends of a time's interval in the unit that `seconds` gives the time: `[12.11, 12.60]`."""
+    size, _ = time_unit(middle)
+    scaled = middle / size
+    digits = 1 if scaled >= 100 else 2 if scaled >= 10 else 3
+    return f"[{low / size:.{digits}f}, {high / size:.{digits}f}]"
+
+
+def time_unit(value: float) -> tuple[float, str]:
+    """Choose the largest unit that leaves a whole part."""
+    return next((pair for pair in TIME_UNITS if value >= pair[0]), TIME_UNITS[-1])
 
 
 def significant(value: float) -> str:
@@ -17,13 +28,6 @@ def significant(value: float) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def interval(low: float, high: float) -> str:
-    """Write a time interval in one unit: `[12.1, 12.6] ms`."""
-    size, unit = next((pair for pair in TIME_UNITS if high >= pair[0]), TIME_UNITS[-1])
-    digits = 0 if high / size >= 1000 else 1 if high / size >= 100 else 2 if high / size >= 10 else 3
-    return f"[{low / size:.{digits}f}, {high / size:.{digits}f}] {unit}"
 
 
 def size(value: float) -> str:

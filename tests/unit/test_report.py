@@ -22,9 +22,13 @@ def report(*records: Record) -> Report:
 
 
 def printed(result: Report) -> str:
-    console = Console(file=io.StringIO(), width=WIDE, markup=False)
-    print_table(result, console)
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    return printed_at(WIDE, result)
+
+
+def printed_at(width: int, result: Report) -> str:
+    out = io.StringIO()
+    print_table(result, Console(file=out, width=width, markup=False))
+    return out.getvalue()
 
 
 def test_json_is_one_list_of_records_with_their_ratios() -> None:
@@ -46,7 +50,7 @@ def test_table_begins_with_what_was_held_equal() -> None:
         "float32",
         "Test CPU",
         "2 threads",
-        "2 processes a row",
+        "processes a row: 2",
         "verified before and after",
     ):
         assert fact in head
@@ -58,7 +62,14 @@ def test_table_shows_every_row_and_why_one_has_no_time() -> None:
         assert name in text
     assert "third decode: crashed: killed by SIGSEGV" in text
     assert "84 %" in text
-    assert "1 (baseline)" in text
+    assert "2.00x" in text
+
+
+def test_narrow_terminal_cuts_no_number() -> None:
+    text = printed_at(80, report(SLOW, FAST))
+    assert "…" not in text
+    for number in ("1.00 s", "500 ms", "2.00x", "84 %", "1.02"):
+        assert number in text
 
 
 def test_verdict_names_the_winner_with_its_lead_over_the_next() -> None:

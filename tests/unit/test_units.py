@@ -13,9 +13,10 @@ def test_seconds(value: float, text: str) -> None:
     assert units.seconds(value) == text
 
 
-def test_interval_keeps_one_unit_and_enough_digits_to_differ() -> None:
-    assert units.interval(0.000998, 0.001002) == "[0.998, 1.002] ms"
-    assert units.interval(0.0121, 0.0126) == "[12.10, 12.60] ms"
+def test_interval_has_the_unit_of_its_middle_and_digits_enough_to_differ() -> None:
+    assert units.interval(0.000998, 0.001002, 0.001) == "[0.998, 1.002]"
+    assert units.interval(0.000995, 0.001002, 0.000999) == "[995.0, 1002.0]"
+    assert units.interval(0.0121, 0.0126, 0.0123) == "[12.10, 12.60]"
 
 
 @pytest.mark.parametrize(("value", "text"), [(512, "512 B"), (1536, "1.50 KiB"), (3 * 2**30, "3.00 GiB")])
