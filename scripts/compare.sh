@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # Set up everything and compare the CPU backends; arguments go to `python -m workbench compare`.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/environment.sh" cpu
-exec .venv/bin/python -m workbench compare "$@"
+. "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh" cpu
+exec "$python" -m workbench compare "$@"
