@@ -32,7 +32,7 @@ class Compile:
 
     def probe(self) -> Probe:
         """Tell whether torch and a C++ compiler are there, and for which devices."""
-        probe = probe_torch("compile")
+        probe = probe_torch()
         compiler = os.environ.get("CXX", "g++")  # as Inductor looks for it
         if probe.usable and shutil.which(compiler) is None:
             return replace(

@@ -26,7 +26,7 @@ class Eager:
 
     def probe(self) -> Probe:
         """Tell whether torch is there, and for which devices."""
-        return probe_torch("eager")
+        return probe_torch()
 
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]

@@ -5,15 +5,18 @@ from importlib.metadata import PackageNotFoundError, version
 from backends.contract import Probe
 
 
-def probe_torch(extra: str) -> Probe:
-    """Import torch and describe it; `extra` is the extra of this distribution that installs it."""
-    install = f"pip install 'workbench[{extra}]'"
+INSTALL = "pip install 'torch>=2.11,<2.14'"
+"""What the extras `eager` and `compile` ask for; named itself, since another Python may not have this project."""
+
+
+def probe_torch() -> Probe:
+    """Import torch and describe it."""
     try:
         import torch
     except ModuleNotFoundError:
-        return Probe(reason="torch is not installed", install=install)
+        return Probe(reason="torch is not installed", install=INSTALL)
     except Exception as error:  # a half-installed torch fails in many ways
-        return Probe(reason=f"torch cannot be imported: {type(error).__name__}: {error}", install=install)
+        return Probe(reason=f"torch cannot be imported: {type(error).__name__}: {error}", install=INSTALL)
     versions = {"torch": str(torch.__version__)}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda

@@ -181,7 +181,7 @@ class Campaign:
         if not outcome.ok:
             raise UserError(
                 f"nothing can be verified, so nothing is timed: the golden logits failed: {outcome.reason}; "
-                "they need torch (pip install 'workbench[eager]') and memory for one layer in float32"
+                "they need torch (see `python -m workbench backends`) and memory for one layer in float32"
             )
 
     def measure_ceilings(self) -> Json:
