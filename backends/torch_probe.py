@@ -4,9 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from backends.contract import Probe
 
-
 INSTALL = "pip install 'torch>=2.11,<2.14'"
-"""What the extras `eager` and `compile` ask for; named itself, since another Python may not have this project."""
+"""What the extras ask for, not `workbench[eager]`: another Python may not have this project."""
 
 
 def probe_torch() -> Probe:
