@@ -1,92 +1,36 @@
-"""Hugging Face safetensors folders, opened by their headers and read one fused tensor at a time.
-
-Every backend gets the same tensors under the names `models.decoder` reads: q, k and v in one matrix,
-gate and up in another.
-"""
+"""Hugging Face safetensors folders, opened by their headers and read one fused tensor at a time."""
 
 import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from models.config import DecoderConfig, read_config
+from models.config import DecoderConfig
 from models.errors import UserError
+from models.hugging_face import read_config
+from models.layout import (
+    EMBEDDING,
+    HEAD,
+    NUMPY_DTYPES,
+    SAFETENSORS_DTYPES,
+    Array,
+    FusedTensor,
+    Shape,
+    fused_layout,
+)
 
 T = TypeVar("T")
-Array = npt.NDArray[Any]
-Shape = tuple[int, ...]
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
-"""Dtypes a model can be stored and run in."""
-
-SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-_EMBEDDING = "model.embed_tokens.weight"
-_HEAD = "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
 _TIED_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class FusedTensor:
-    """One tensor the definition reads, and the checkpoint tensors it is joined from along axis 0."""
-
-    name: str
-    shape: Shape
-    parts: tuple[tuple[str, Shape], ...]
-
-
-def fused_layout(config: DecoderConfig) -> tuple[FusedTensor, ...]:
-    """List every tensor of the model, in the canonical order."""
-    hidden = config.hidden_size
-    layout = [_fuse("embed.weight", (_EMBEDDING, (config.vocab_size, hidden)))]
-    for layer in range(config.layers):
-        layout += _layer_layout(config, layer)
-    layout.append(_fuse("norm.weight", ("model.norm.weight", (hidden,))))
-    if not config.tied_embeddings:
-        layout.append(_fuse("head.weight", (_HEAD, (config.vocab_size, hidden))))
-    return tuple(layout)
-
-
-def _layer_layout(config: DecoderConfig, layer: int) -> Iterator[FusedTensor]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-
-    def fuse(name: str, *parts: tuple[str, Shape]) -> FusedTensor:
-        full = [(f"model.layers.{layer}.{part}", shape) for part, shape in parts]
-        return _fuse(f"layers.{layer}.{name}", *full)
-
-    projections = (("q_proj", queries), ("k_proj", keys), ("v_proj", keys))
-    yield fuse("attention_norm.weight", ("input_layernorm.weight", (hidden,)))
-    yield fuse("qkv.weight", *((f"self_attn.{name}.weight", (rows, hidden)) for name, rows in projections))
-    if config.qkv_bias:
-        yield fuse("qkv.bias", *((f"self_attn.{name}.bias", (rows,)) for name, rows in projections))
-    if config.qk_norm:
-        yield fuse("q_norm.weight", ("self_attn.q_norm.weight", (config.head_dim,)))
-        yield fuse("k_norm.weight", ("self_attn.k_norm.weight", (config.head_dim,)))
-    yield fuse("o.weight", ("self_attn.o_proj.weight", (hidden, queries)))
-    yield fuse("mlp_norm.weight", ("post_attention_layernorm.weight", (hidden,)))
-    gate_up = (("mlp.gate_proj.weight", (inner, hidden)), ("mlp.up_proj.weight", (inner, hidden)))
-    yield fuse("gate_up.weight", *gate_up)
-    yield fuse("down.weight", ("mlp.down_proj.weight", (hidden, inner)))
-
-
-def _fuse(name: str, *parts: tuple[str, Shape]) -> FusedTensor:
-    rows = sum(shape[0] for _, shape in parts)
-    return FusedTensor(name, (rows, *parts[0][1][1:]), parts)
 
 
 class Weights:
@@ -108,7 +52,7 @@ class Weights:
         A caller that keeps none of them holds one tensor in memory at a time. Raises UserError naming
         a tensor whose values cannot be used.
         """
-        digest = xxhash.xxh3_128()
+        digest = self._start_digest()
         for tensor, parts in self._read():
             array = _join(tensor, parts, self.dtype)
             _update(digest, tensor, [array], self.dtype)
@@ -116,9 +60,13 @@ class Weights:
         self._checksum = digest.hexdigest()
 
     def checksum(self) -> str:
-        """Return the xxh3-128 of every tensor's name, dtype, shape and bytes; free after one full reading."""
+        """Return the xxh3-128 of the whole model; free after one full reading.
+
+        It covers the configuration, then every tensor's name, dtype, shape and bytes: rope, norm epsilon
+        and the split into heads change what is computed but no tensor.
+        """
         if self._checksum is None:
-            digest = xxhash.xxh3_128()
+            digest = self._start_digest()
             for tensor, parts in self._read():
                 _update(digest, tensor, parts, self.dtype)
             self._checksum = digest.hexdigest()
@@ -129,6 +77,9 @@ class Weights:
         if key not in self._memo:
             self._memo[key] = make()
         return cast(T, self._memo[key])
+
+    def _start_digest(self) -> Any:
+        return xxhash.xxh3_128(json.dumps(asdict(self.config), sort_keys=True).encode())
 
     def _read(self) -> Iterator[tuple[FusedTensor, Iterator[Array]]]:
         """Yield every fused tensor with its converted parts, which are read as they are taken."""
@@ -143,16 +94,16 @@ class Weights:
 
     def _check_tied(self) -> None:
         """Refuse a head that differs from the embedding it is said to be tied to."""
-        if not self.config.tied_embeddings or _HEAD not in self._files:
+        if not self.config.tied_embeddings or HEAD not in self._files:
             return
-        with _open(self._files[_EMBEDDING]) as one, _open(self._files[_HEAD]) as other:
-            tables = [(name, shard.get_slice(name)) for name, shard in ((_EMBEDDING, one), (_HEAD, other))]
+        with _open(self._files[EMBEDDING]) as one, _open(self._files[HEAD]) as other:
+            tables = [(name, shard.get_slice(name)) for name, shard in ((EMBEDDING, one), (HEAD, other))]
             for row in range(0, self.config.vocab_size, _TIED_ROWS):
                 end = min(row + _TIED_ROWS, self.config.vocab_size)
                 rows = [_convert(table[row:end], self.dtype, name) for name, table in tables]
                 if not np.array_equal(_bytes(rows[0]), _bytes(rows[1])):
                     raise UserError(
-                        f"{self._files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} although config.json has "
+                        f"{self._files[HEAD]}: {HEAD} differs from {EMBEDDING} although config.json has "
                         "tie_word_embeddings: set it to false or save the checkpoint again"
                     )
 
@@ -285,7 +236,7 @@ def _check_tensors(
     needed = {name: shape for tensor in fused_layout(config) for name, shape in tensor.parts}
     allowed = dict(needed)
     if config.tied_embeddings:
-        allowed[_HEAD] = needed[_EMBEDDING]
+        allowed[HEAD] = needed[EMBEDDING]
     for name in needed:
         if name not in tensors:
             raise UserError(f"{folder} has no tensor {name}, which its config.json needs: download it again")

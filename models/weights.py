@@ -7,18 +7,19 @@ dtype is the same model. Written once as a Hugging Face folder, a preset is open
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import filelock
 import numpy as np
 import xxhash
 
-from models.checkpoint import NUMPY_DTYPES, SAFETENSORS_DTYPES, Array, Shape, fused_layout
-from models.config import find_preset, hf_config
+from models.config import DecoderConfig, find_preset
 from models.errors import UserError
+from models.hugging_face import hf_config
+from models.layout import NUMPY_DTYPES, SAFETENSORS_DTYPES, Array, Shape, fused_layout
 
 SHARD_BYTES = 4 << 30
 CHUNK_WORDS = 1 << 13
@@ -85,34 +86,34 @@ def tensor_chunks(name: str, shape: Shape, dtype: str, seed: int) -> Iterator[Ar
 def write_preset(preset: str, dtype: str, folder: Path, seed: int = 0) -> None:
     """Write a preset as a Hugging Face checkpoint folder that appears only when it is whole.
 
-    If another process has put the folder there meanwhile, its equal content stays. Raises UserError
-    for an unknown preset or dtype, and where the disk has no room.
+    One process writes and others wait; a folder that is there by then stays. Raises UserError for an
+    unknown preset or dtype, and where the disk has no room.
     """
     config = find_preset(preset)
     if dtype not in NUMPY_DTYPES:
         raise UserError(f"unknown dtype {dtype!r}: use one of {', '.join(NUMPY_DTYPES)}")
-    tensors = [part for tensor in fused_layout(config) for part in tensor.parts]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, sum(_nbytes(shape, dtype) for _, shape in tensors))
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _write_shards(unfinished, tensors, dtype, seed)
-            (unfinished / "config.json").write_text(json.dumps(hf_config(config, dtype), indent=2))
-            unfinished.chmod(0o755)
-            _publish(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / "config.json").is_file():
+                _write_folder(config, dtype, folder, seed)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): free space there") from error
 
 
-def _publish(unfinished: Path, folder: Path) -> None:
+def _write_folder(config: DecoderConfig, dtype: str, folder: Path, seed: int) -> None:
+    """Write under one fixed name, where what a killed process left is found and cleared, and rename."""
+    tensors = [part for tensor in fused_layout(config) for part in tensor.parts]
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # before the room is measured
+    _check_room(folder, sum(_nbytes(shape, dtype) for _, shape in tensors))
     try:
+        unfinished.mkdir()
+        _write_shards(unfinished, tensors, dtype, seed)
+        (unfinished / "config.json").write_text(json.dumps(hf_config(config, dtype), indent=2))
         unfinished.rename(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():
-            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_room(folder: Path, needed: int) -> None:

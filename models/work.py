@@ -7,8 +7,8 @@ the memory bus once a pass however large the batch, activations never do, and on
 from dataclasses import dataclass
 from math import prod
 
-from models.checkpoint import NUMPY_DTYPES, fused_layout
 from models.config import DecoderConfig
+from models.layout import NUMPY_DTYPES, fused_layout
 
 DTYPE_BYTES: dict[str, int] = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()}
 """Bytes of one element of each stored dtype."""

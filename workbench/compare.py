@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from models.config import find_preset, locate, read_config
+from models.config import find_preset, locate
 from models.errors import UserError
+from models.hugging_face import read_config
 from workbench import dryrun, report
 from workbench.caches import cache_root
 from workbench.campaign import Campaign

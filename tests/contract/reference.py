@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from models.checkpoint import Weights, fused_layout
-from models.config import DecoderConfig, RopeScaling, hf_config
+from models.checkpoint import Weights
+from models.config import DecoderConfig, RopeScaling
+from models.hugging_face import hf_config
+from models.layout import fused_layout
 
 LLAMA = DecoderConfig(
     "llama", vocab_size=160, hidden_size=64, intermediate_size=96, layers=2, heads=4, kv_heads=2,

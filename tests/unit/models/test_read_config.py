@@ -6,17 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.config import (
-    PRESETS,
-    DecoderConfig,
-    RopeScaling,
-    find_preset,
-    hf_config,
-    is_preset,
-    locate,
-    read_config,
-)
+from models.config import PRESETS, DecoderConfig, RopeScaling, find_preset, is_preset, locate
 from models.errors import UserError
+from models.hugging_face import hf_config, read_config
 
 LLAMA_3_1 = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,

@@ -2,6 +2,11 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +18,19 @@ from safetensors.numpy import load_file
 
 from models import config as presets
 from models import weights
-from models.checkpoint import NUMPY_DTYPES, fused_layout, open_checkpoint
-from models.config import PRESETS, read_config
+from models.checkpoint import open_checkpoint
+from models.config import PRESETS
 from models.errors import UserError
+from models.hugging_face import read_config
+from models.layout import NUMPY_DTYPES, fused_layout
 from models.weights import hash_bytes, tensor_chunks, tensor_key, value_table, write_preset
 
 NAME = "model.layers.0.mlp.down_proj.weight"
+
+
+def found_in(folder: Path) -> list[str]:
+    """List what a folder holds besides lock files, which may or may not stay."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def elements(name: str, shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> np.ndarray:
@@ -50,9 +62,9 @@ def test_pinned_bits() -> None:
 
 def test_pinned_checksums_of_tiny(tmp_path: Path) -> None:
     pinned_checksums = {
-        "float32": "e75b526ba3bf1c221b51a99b7807ba70",
-        "bfloat16": "f4bc82f515d9acb2a848599cbce96ba0",
-        "float16": "1a4aa476758dd4f0f6c5e920758e0a64",
+        "float32": "0bf72f57c338914dedd61cab80dd0c38",
+        "bfloat16": "6cdf5a3c00a71e22f7450a45e65336f2",
+        "float16": "4eed4a1487b4e143265ef0208a7303a4",
     }
     for dtype, pinned in pinned_checksums.items():
         write_preset("tiny", dtype, tmp_path / dtype)
@@ -108,7 +120,7 @@ def test_seeds_and_names_give_unlike_tensors() -> None:
 
 def test_folder_is_a_hugging_face_checkpoint(tmp_path: Path) -> None:
     write_preset("tiny", "bfloat16", tmp_path / "new" / "tiny")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["tiny"]  # nothing unfinished is left
+    assert found_in(tmp_path / "new") == ["tiny"]  # nothing unfinished is left
     folder = tmp_path / "new" / "tiny"
     assert read_config(folder) == PRESETS["tiny"]
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -146,7 +158,7 @@ def test_folder_written_meanwhile_by_another_process_stays(tmp_path: Path) -> No
     (tmp_path / "tiny" / "mark").touch()
     write_preset("tiny", "float32", tmp_path / "tiny")
     assert (tmp_path / "tiny" / "mark").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    assert found_in(tmp_path) == ["tiny"]
 
 
 def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +168,60 @@ def test_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(weights, "_write_shard", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_preset("tiny", "float32", tmp_path / "tiny")
-    assert list(tmp_path.iterdir()) == []
+    assert found_in(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_cleared_before_the_room_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die = """
+import os, pathlib, signal, sys
+from models import weights
+def die(stream, *arguments):
+    stream.write(bytes(100))
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+weights._write_shard = die
+weights.write_preset("tiny", "float32", pathlib.Path(sys.argv[1]))
+"""
+    root = Path(weights.__file__).parent.parent
+    killed = subprocess.run([sys.executable, "-c", die, tmp_path / "tiny"], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert found_in(tmp_path) not in ([], ["tiny"])
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if found_in(path) else 1 << 40)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    write_preset("tiny", "float32", tmp_path / "tiny")
+    assert found_in(tmp_path) == ["tiny"]
+    open_checkpoint(tmp_path / "tiny", "float32").checksum()
+
+
+def test_second_process_waits_for_the_first_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    def write_slowly(folder: Path, *arguments: Any) -> None:
+        calls.append(folder)
+        begun.set()
+        assert go_on.wait(60)
+        (folder / "mark").touch()
+
+    monkeypatch.setattr(weights, "_write_shards", write_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write_preset, "tiny", "float32", tmp_path / "tiny")
+        assert begun.wait(60)
+        second = pool.submit(write_preset, "tiny", "float32", tmp_path / "tiny")
+        with pytest.raises(TimeoutError):
+            second.result(0.3)
+        go_on.set()
+        first.result()
+        second.result()
+    assert len(calls) == 1
+    assert found_in(tmp_path) == ["tiny"]
+    assert (tmp_path / "tiny" / "mark").exists()
 
 
 def test_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,14 +231,14 @@ def test_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(weights, "_write_shard", fill)
     with pytest.raises(UserError, match="No space left on device"):
         write_preset("tiny", "float32", tmp_path / "tiny")
-    assert list(tmp_path.iterdir()) == []
+    assert found_in(tmp_path) == []
 
 
 def test_too_small_a_disk_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1_000_000))
     with pytest.raises(UserError, match=r"needs 14\.5 GB but the disk has 0\.0 GB free"):
         write_preset("mistral-7b", "bfloat16", tmp_path / "big")
-    assert list(tmp_path.iterdir()) == []
+    assert found_in(tmp_path) == []
 
 
 def test_unknown_preset_and_dtype_are_user_errors(tmp_path: Path) -> None:

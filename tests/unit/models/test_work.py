@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from models.checkpoint import fused_layout
 from models.config import PRESETS
+from models.layout import fused_layout
 from models.work import DTYPE_BYTES, Work, cache_bytes, decode_work, prefill_work, weight_bytes
 
 LLAMA_8B, LLAMA_1B = PRESETS["llama-3.1-8b"], PRESETS["llama-3.2-1b"]
