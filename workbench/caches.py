@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+LOCKS = Path(tempfile.gettempdir()) / "workbench-locks"
+"""One place for all users and caches of a machine: what is locked is the device."""
 COMPILER_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -24,6 +28,33 @@ def cache_root() -> Path:
         return Path(named).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "workbench"
+
+
+MEASURING = (
+    "arithmetic",
+    "checks",
+    "clock",
+    "gate",
+    "golden",
+    "harness",
+    "measure",
+    "mutants",
+    "stopping",
+    "sweep",
+)
+"""The modules of `workbench` that numbers depend on, besides all of `models` and `backends`."""
+
+
+@cache
+def code_version() -> str:
+    """Name the code that numbers depend on, so that rows of an edited backend are measured anew."""
+    root = Path(__file__).resolve().parent.parent
+    files = [*root.glob("models/*.py"), *root.glob("backends/**/*.py")]
+    files += [root / "workbench" / f"{name}.py" for name in MEASURING]
+    code = hashlib.sha256()
+    for path in sorted(files):
+        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return code.hexdigest()[:8]
 
 
 def digest(parts: Mapping[str, Any]) -> str:

@@ -5,25 +5,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from models.errors import UserError
-from workbench.caches import cache_root, compiler_environment, digest
+from workbench.caches import cache_root, code_version, compiler_environment, digest
 from workbench.contestants import Contestant
 from workbench.entries import Entry
 from workbench.gate import GATE
-from workbench.job import CeilingsJob, GoldenJob, GroupJob, MeasureJob, RowJob, RowResult
-from workbench.machine import Device
+from workbench.golden import is_whole
+from workbench.job import CeilingsJob, GoldenJob, GroupJob, Json, MeasureJob, RowJob, RowResult
+from workbench.machine import Device, thread_environment
 from workbench.plan import PlannedGroup
-from workbench.process import Limits, after_crash, run
+from workbench.process import Limits, run
 from workbench.progress import Progress
 from workbench.request import Settings
 from workbench.rows import finish, gather
 from workbench.source import Source
 from workbench.store import Store, slug
 from workbench.turn import Turn
-
-Json = dict[str, Any]
 
 SEED = 0
 """Of the tokens."""
@@ -51,7 +49,7 @@ class Campaign:
         self.store = store
         self.progress = progress
         self.limits = limits
-        self.logs = cache_root() / "logs"
+        self.logs = cache_root() / "logs" / slug(device.device)
         self.ceilings: Json | None = None
         """As last measured."""
         self.bursts_s: list[float] = []
@@ -72,56 +70,62 @@ class Campaign:
                 self.run_round(repeat, lacking)
         for entry in todo:
             self.complete(entry)
-        for contestant in {entry.contestant.name: entry.contestant for entry in todo}.values():
-            shutil.rmtree(self.build_folder(contestant), ignore_errors=True)
+            shutil.rmtree(self.build_folder(entry.contestant, entry.group), ignore_errors=True)
 
     def run_round(self, repeat: int, lacking: Sequence[Entry]) -> None:
-        """Run a process of each backend, in an order that rotates, between two looks at the ceilings."""
+        """Run a process for each engine, backends in rotating order, between two looks at the ceilings."""
         before = self.ceilings or self.measure_ceilings()
         contestants = list({entry.contestant.name: entry.contestant for entry in lacking}.values())
         turn = repeat % len(contestants)
-        for contestant in contestants[turn:] + contestants[:turn]:
-            own = [entry for entry in lacking if entry.contestant.name == contestant.name]
-            self.run_backend(contestant, repeat, own, before)
+        for group in dict.fromkeys(entry.group for entry in lacking):
+            for contestant in contestants[turn:] + contestants[:turn]:
+                own = [
+                    entry
+                    for entry in lacking
+                    if entry.group == group and entry.contestant.name == contestant.name
+                ]
+                if own:
+                    self.run_turn(contestant, group, repeat, own, before)
         after = self.measure_ceilings()
         for entry in lacking:
             result = entry.results.get(repeat)
             if result is not None:
                 self.keep(entry, repeat, replace(result, clocks=result.clocks | {"ceilings_after": after}))
 
-    def run_backend(
-        self, contestant: Contestant, repeat: int, entries: Sequence[Entry], ceilings: Json
+    def run_turn(
+        self,
+        contestant: Contestant,
+        group: PlannedGroup,
+        repeat: int,
+        entries: Sequence[Entry],
+        ceilings: Json,
     ) -> None:
-        """Run one backend's process; after a crash another one takes the groups that had no turn."""
-        folder = self.build_folder(contestant)
-        if repeat == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        cold = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        log = self.logs / f"{slug(contestant.name)}.{repeat}.log"
-        log.unlink(missing_ok=True)
-        job: MeasureJob | None = self.job(contestant, entries)
-        while job is not None:
-            turn = Turn(
-                job=job,
-                entries={entry.key: entry for entry in entries},
-                repeat=repeat,
-                device=self.device,
-                cold=cold,
-                ceilings=ceilings,
-                keep=self.keep,
-                say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
-                advance=self.progress.advance,
-            )
-            outcome = turn.run(contestant.python, log, compiler_environment(folder), self.limits)
-            job, cold = after_crash(job, outcome), False
+        """Run one process: one engine of one backend, with compiler caches of its own."""
+        folder = self.build_folder(contestant, group)
+        if not any(entry.results for entry in entries):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a call whose results are not taken over
+        turn = Turn(
+            job=self.job(contestant, group, entries),
+            entries={entry.key: entry for entry in entries},
+            repeat=repeat,
+            device=self.device,
+            cold=not folder.exists(),
+            ceilings=ceilings,
+            keep=self.keep,
+            say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
+            advance=self.progress.advance,
+        )
+        log = self.logs / f"{slug(contestant.name)}.{group.shapes.batch}.{group.shapes.capacity}.{repeat}.log"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            environment = compiler_environment(folder) | thread_environment(self.device)
+            turn.run(contestant.python, log, environment, self.limits)
+        except OSError as error:  # a full disk under the cache must not cost the other rows
+            turn.fail("crashed", f"cannot prepare the process: {error}; free space or set WORKBENCH_CACHE")
 
-    def job(self, contestant: Contestant, entries: Sequence[Entry]) -> MeasureJob:
+    def job(self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry]) -> MeasureJob:
         """Write down what a worker is to do."""
-        rows: dict[PlannedGroup, list[RowJob]] = {}
-        for entry in entries:
-            row = RowJob(entry.key, entry.row.phase, entry.row.length, entry.row.steps)
-            rows.setdefault(entry.group, []).append(row)
+        rows = (RowJob(each.key, each.row.phase, each.row.length, each.row.steps) for each in entries)
         return MeasureJob(
             backend=contestant.backend,
             options=contestant.options,
@@ -130,9 +134,7 @@ class Campaign:
             device=self.device.device,
             seed=SEED,
             budget_s=self.settings.budget_s,
-            groups=tuple(
-                GroupJob(group.shapes, str(self.golden_path(group)), tuple(rows[group])) for group in rows
-            ),
+            group=GroupJob(group.shapes, str(self.golden_path(group)), tuple(rows)),
         )
 
     def keep(self, entry: Entry, repeat: int, result: RowResult) -> None:
@@ -166,7 +168,7 @@ class Campaign:
 
     def make_golden(self, groups: Sequence[PlannedGroup]) -> None:
         """Compute the golden files that are not there yet; raises UserError where that fails."""
-        missing = [group for group in dict.fromkeys(groups) if not self.golden_path(group).exists()]
+        missing = [group for group in dict.fromkeys(groups) if not is_whole(self.golden_path(group))]
         if not missing:
             return
         self.progress.say("computing golden logits and the faults they are told apart from")
@@ -177,7 +179,8 @@ class Campaign:
             seed=SEED,
             groups=tuple(GroupJob(group.shapes, str(self.golden_path(group)), ()) for group in missing),
         )
-        outcome = run(job, log=self.logs / "golden.log", limits=self.limits)
+        environment = thread_environment(self.device)
+        outcome = run(job, log=self.logs / "golden.log", limits=self.limits, environment=environment)
         if not outcome.ok:
             raise UserError(
                 f"nothing can be verified, so nothing is timed: the golden logits failed: {outcome.reason}; "
@@ -189,7 +192,8 @@ class Campaign:
         self.progress.say("measuring the machine's ceilings")
         burst = median(self.bursts_s) if self.bursts_s else FIRST_BURST_S
         job = CeilingsJob(device=self.device.device, dtype=self.settings.dtype, burst_s=burst)
-        outcome = run(job, log=self.logs / "ceilings.log", limits=self.limits)
+        environment = thread_environment(self.device)
+        outcome = run(job, log=self.logs / "ceilings.log", limits=self.limits, environment=environment)
         if outcome.result is None:
             self.progress.warn(f"the machine's ceilings could not be measured: {outcome.reason}")
         self.ceilings = outcome.result or {}
@@ -199,6 +203,7 @@ class Campaign:
         """Name a group's golden file: the same weights, shapes, tokens and kind of device share one."""
         parts = {
             "gate": GATE,
+            "code": code_version(),
             "weights": self.source.checksum,
             "dtype": self.settings.dtype,
             "shapes": group.shapes,
@@ -207,10 +212,11 @@ class Campaign:
         }
         return cache_root() / "golden" / f"{digest(parts)}.npz"
 
-    def build_folder(self, contestant: Contestant) -> Path:
-        """Name the folder of a backend's compiler caches for this model on this device."""
+    def build_folder(self, contestant: Contestant, group: PlannedGroup) -> Path:
+        """Name the folder of the compiler caches of one backend's engine."""
         parts = {
             "backend": contestant.name,
+            "shapes": group.shapes,
             "versions": dict(contestant.probe.versions),
             "weights": self.source.checksum,
             "dtype": self.settings.dtype,

@@ -3,6 +3,7 @@
 Imports next to nothing: `--help` must come at once, so each command imports what it needs.
 """
 
+import importlib
 import os
 import sys
 from enum import StrEnum
@@ -124,16 +125,22 @@ def compare(
 
 def main() -> None:
     """Run a command; a user's mistake is one line on stderr, WORKBENCH_DEBUG=1 shows where it was found."""
+    foreign = find_foreign_package()
+    if foreign:
+        raise SystemExit(complain(foreign))
     from models.errors import UserError
 
     try:
-        check_packages()
         code = app(standalone_mode=False)
     except UserError as error:
         raise SystemExit(complain(str(error))) from error
     except (typer.Abort, KeyboardInterrupt):
         print("stopped; what was measured is kept: the same command goes on from there", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "free space, or set WORKBENCH_CACHE to a folder that can be written"
+        raise SystemExit(complain(f"{where}{error.strerror or error}: {hint}")) from error
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -151,17 +158,14 @@ def complain(message: str) -> int:
     return USAGE
 
 
-def check_packages() -> None:
-    """Refuse to run with another distribution's `models` or `backends`; raises UserError."""
-    import backends
-    import models
-    from models.errors import UserError
-
+def find_foreign_package() -> str | None:
+    """Say which of our packages another distribution or folder stands in for; None if all are ours."""
     root = Path(__file__).resolve().parent.parent
-    for package in (models, backends):
-        found = package.__file__
+    for name in ("models", "backends"):
+        found = importlib.import_module(name).__file__
         if found is None or Path(found).resolve().parent.parent != root:
-            raise UserError(
-                f"the package {package.__name__!r} comes from {found}, not from {root}: another "
-                "distribution or folder takes its place; run from elsewhere or in an environment of its own"
+            return (
+                f"the package {name!r} comes from {found}, not from {root}: another distribution or "
+                "folder takes its place; run from elsewhere or in an environment of its own"
             )
+    return None

@@ -24,11 +24,6 @@ class Clock:
         if self._wait is not None:
             self._wait()
 
-    def check_device(self) -> None:
-        """Raise RuntimeError if the device has failed for good, so that this process is done for."""
-        if self._wait is not None:
-            self._wait()
-
 
 def wait_for_gpu(device: str) -> Callable[[], None]:
     """Return a wait for `cuda:N` that asks no framework, so that it is the same wait for every backend.

@@ -8,7 +8,7 @@ from models.config import find_preset, locate
 from models.errors import UserError
 from models.hugging_face import read_config
 from workbench import dryrun, report
-from workbench.caches import cache_root
+from workbench.caches import LOCKS
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant, choose
 from workbench.entries import enter
@@ -29,8 +29,8 @@ def compare(request: Request, form: str) -> bool:
         contestants = invite(request, settings)
         source = prepare(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
-        entries = enter(settings, device, source, store, contestants, groups, request.again)
-        with DeviceLock(device, cache_root() / "locks"):
+        with DeviceLock(device, LOCKS):
+            entries = enter(settings, device, source, store, contestants, groups, request.again)
             if request.again:
                 for entry in entries:
                     store.forget(device.name, entry.key)
@@ -41,7 +41,7 @@ def compare(request: Request, form: str) -> bool:
 
 
 def preview(request: Request, form: str) -> None:
-    """Print what `compare` would measure, with an estimate of its time and memory; writes nothing."""
+    """Print what `compare` would measure, with an estimate of its time and memory; measures nothing."""
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
         contestants = invite(request, settings)

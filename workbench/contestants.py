@@ -69,9 +69,9 @@ def choose(
     named: tuple[Named, ...] | None, device: str, dtype: str, pythons: Mapping[str, str]
 ) -> list[Contestant]:
     """Return the backends asked for, or every usable one that computes; raises UserError for unknown ones."""
-    wanted = named if named is not None else tuple((name, {}) for name in registry.names() if name != "null")
-    for name, options in wanted:
+    for name, options in named or ():
         registry.check_options(registry.find(name), options)
+    wanted = named if named is not None else tuple((name, {}) for name in registry.names() if name != "null")
     probes = probe_backends([name for name, _ in wanted], pythons)
     found = [
         Contestant(name, options, pythons.get(name, sys.executable), probes[name]) for name, options in wanted

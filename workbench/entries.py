@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from workbench import __version__
+from workbench.caches import code_version
 from workbench.contestants import Contestant
 from workbench.gate import GATE
 from workbench.job import RowResult
@@ -56,7 +57,7 @@ def enter(
 ) -> list[Entry]:
     """List every row of every backend, with what earlier calls have measured of it."""
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    known = {row_key(each): each for each in store.read(device.name, source.name) if each.timed}
+    known = {row_key(each): each for each in store.read(device.name, source.name)}  # the last one counts
     entries = []
     for group in groups:
         for row in group.rows:
@@ -76,7 +77,7 @@ def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) ->
         entry.record = replace(blank, status=obstacle[0], reason=obstacle[1])
     elif again:
         return
-    elif entry.key in known:
+    elif entry.key in known and known[entry.key].timed:
         entry.record = known[entry.key]
     else:
         processes = range(blank.protocol["processes"])
@@ -91,7 +92,7 @@ def blank_record(
     return Record(
         run=run,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        workbench=__version__,
+        workbench=f"{__version__}+{code_version()}",
         backend=contestant.backend,
         options=contestant.options,
         definition=None,

@@ -4,6 +4,7 @@
 """
 
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,15 +82,19 @@ def compute_golden(
 
 
 def save_golden(golden: Golden, path: Path) -> None:
-    """Write a golden as one .npz file; a reader sees all of it or nothing."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    """Write a golden as one .npz file; a reader sees all of it or nothing, even after a power cut."""
+    part = path.with_name(f".{path.name}.part")  # one name, so that a killed writer leaves one file at most
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            np.savez(file, **{each.name: getattr(golden, each.name) for each in fields(golden)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with part.open("wb") as file:
+        np.savez(file, **{each.name: getattr(golden, each.name) for each in fields(golden)})
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a golden file is there and was written to its end."""
+    return path.is_file() and zipfile.is_zipfile(path)
 
 
 def load_golden(path: Path) -> Golden:

@@ -46,7 +46,7 @@ class GroupJob:
 
 @dataclass(frozen=True)
 class MeasureJob:
-    """Everything one backend does in one process: the weights are loaded once for all groups."""
+    """What one backend does in one process: the weights are loaded once, for one engine and all its rows."""
 
     backend: str
     options: dict[str, str]
@@ -57,7 +57,7 @@ class MeasureJob:
     seed: int
     budget_s: float
     """Time that the samples of one row may take."""
-    groups: tuple[GroupJob, ...]
+    group: GroupJob
     kind: str = "measure"
 
 
@@ -134,19 +134,13 @@ def to_json(value: Any) -> Json:
     return dataclasses.asdict(value)
 
 
-def read_groups(rows: list[Json]) -> tuple[GroupJob, ...]:
-    """Rebuild the groups of a job from JSON."""
-    return tuple(
-        GroupJob(
-            shapes=Shapes(
-                batch=row["shapes"]["batch"],
-                prompts=tuple(row["shapes"]["prompts"]),
-                capacity=row["shapes"]["capacity"],
-            ),
-            golden=row["golden"],
-            rows=tuple(RowJob(**each) for each in row["rows"]),
-        )
-        for row in rows
+def read_group(row: Json) -> GroupJob:
+    """Rebuild a group of a job from JSON."""
+    shapes = row["shapes"]
+    return GroupJob(
+        shapes=Shapes(shapes["batch"], tuple(shapes["prompts"]), shapes["capacity"]),
+        golden=row["golden"],
+        rows=tuple(RowJob(**each) for each in row["rows"]),
     )
 
 

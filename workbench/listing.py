@@ -7,6 +7,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from backends import registry
+from models.errors import UserError
 from workbench.contestants import probe_backends
 from workbench.report import stdout
 
@@ -34,8 +35,11 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
 
 
 def options_of(name: str) -> str:
-    """Write a backend's options as they are typed."""
-    options = registry.find(name).options
+    """Write a backend's options as they are typed; a broken one has none, and its probe says why."""
+    try:
+        options = registry.find(name).options
+    except UserError:
+        return ""
     return "\n".join(
         f"{key}={'|'.join(option.values)}" if option.values else key for key, option in options.items()
     )

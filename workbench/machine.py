@@ -104,10 +104,12 @@ class DeviceLock:
         self._device = device
         self._path = folder / f"{slug(device.uuid or device.device)}.lock"
         self._holder = self._path.with_suffix(".holder")
-        self._lock = filelock.FileLock(self._path)
+        self._lock = filelock.FileLock(self._path, mode=0o666)  # others must be able to ask for it
 
     def __enter__(self) -> "DeviceLock":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.parent.exists():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.chmod(0o1777)  # as the folder for temporary files itself: anybody may add
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -261,6 +263,13 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine() or "cpu"
+
+
+def thread_environment(device: Device) -> dict[str, str]:
+    """Give every worker on a CPU as many threads as its record says, whatever other variables say."""
+    if device.is_gpu:
+        return {}
+    return {f"{name}_NUM_THREADS": str(device.threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
 
 
 def _usable_threads() -> int:

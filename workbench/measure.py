@@ -1,4 +1,4 @@
-"""What a worker does with a backend: build, load, check, time, check again, group by group.
+"""What a worker does with a backend: build, load, check, time, check again.
 
 A time exists only if the very engine that was timed gave right logits before and after.
 """
@@ -15,7 +15,6 @@ import psutil
 from backends import registry
 from backends.contract import Backend, Engine, Shapes, Target
 from models.checkpoint import Weights, open_checkpoint
-from models.errors import UserError
 from workbench import machine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
@@ -23,7 +22,7 @@ from workbench.events import Events
 from workbench.gate import Verdict, verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
-from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
+from workbench.job import MeasureJob, RowJob, RowResult
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
 
@@ -35,7 +34,7 @@ STABLE_DRIFT = 0.03
 
 @dataclass(frozen=True)
 class Bench:
-    """What all groups of a job share."""
+    """What the steps of a job share."""
 
     job: MeasureJob
     backend: Backend
@@ -54,13 +53,14 @@ class Built:
 
     engine: Engine
     facts: RowResult
-    """A row's result as far as all rows of the group share it."""
+    """A row's result as far as all rows of the engine share it."""
 
 
-def measure_groups(job: MeasureJob, events: Events) -> None:
-    """Measure every group; a group's failure is an event, and the next group goes on.
+def measure(job: MeasureJob, events: Events) -> None:
+    """Build one engine and measure its rows.
 
-    Raises UserError where the input is at fault, and whatever it was if the device does not survive it.
+    Raises UserError where the input is at fault, Unsupported where the backend refuses, and whatever else
+    went wrong; rows that were finished before have been sent.
     """
     backend = registry.find(job.backend)
     bench = Bench(
@@ -73,53 +73,47 @@ def measure_groups(job: MeasureJob, events: Events) -> None:
         versions=dict(backend.probe().versions),
         idle_bytes=psutil.Process().memory_info().rss,
     )
-    for index, group in enumerate(job.groups):
-        try:
-            for result in measure_group(bench, group, index):
-                events.row(result)
-        except UserError:
-            raise
-        except Exception as error:
-            bench.clock.check_device()
-            events.failure(error)
-
-
-def measure_group(bench: Bench, group: GroupJob, index: int) -> list[RowResult]:
-    """Build one engine and time its rows; without times, and `wrong`, if its logits are not right."""
-    built = build(bench, group.shapes, index)
+    built = build(bench, job.group.shapes)
     try:
-        before = check(bench, built.engine, group, index)
-        if not before.passed:
-            return [wrong(built.facts, row, before, "") for row in group.rows]
-        reset_peak()  # the check's own memory is not the engine's
-        rows = [time_row(bench, built, row, index) for row in group.rows]
-        peak = highest(built.facts.peak_bytes, peak_bytes(bench))
-        after = check(bench, built.engine, group, index)
-        if not after.passed:
-            return [wrong(built.facts, row, after, "after timing: ") for row in group.rows]
-        error_ratio = highest(before.error_ratio, after.error_ratio)
-        blind = blind_spots(after)
-        return [
-            replace(row, error_ratio=error_ratio, peak_bytes=peak, warnings=row.warnings + blind)
-            for row in rows
-        ]
+        measure_rows(bench, built)
     finally:
         built.engine.close()
 
 
-def build(bench: Bench, shapes: Shapes, index: int) -> Built:
+def measure_rows(bench: Bench, built: Built) -> None:
+    """Check the engine, then time and check it again row by row; each row is sent as soon as it is verified.
+
+    From the first check that fails on, rows are `wrong` and carry no times.
+    """
+    verdict = check(bench, built.engine)
+    when = ""
+    for row in bench.job.group.rows:
+        result = replace(built.facts, key=row.key)
+        if verdict.passed:
+            reset_peak()  # the check's own memory is not the engine's
+            before = verdict
+            result = time_row(bench, built, row)
+            peak = highest(built.facts.peak_bytes, peak_bytes(bench))
+            verdict, when = check(bench, built.engine), "after timing: "
+            ratio = highest(before.error_ratio, verdict.error_ratio)
+            warnings = result.warnings + blind_spots(verdict)
+            result = replace(result, error_ratio=ratio, peak_bytes=peak, warnings=warnings)
+        bench.events.row(result if verdict.passed else wrong(result, verdict, when))
+
+
+def build(bench: Bench, shapes: Shapes) -> Built:
     """Build and load an engine; compilers may do their work as late as its first tokens."""
     clock, job = bench.clock, bench.job
     reset_peak()
-    bench.events.enter("build", index)
+    bench.events.enter("build")
     start = clock.now()
     artefact = bench.backend.build(bench.weights.config, shapes, bench.target, job.options)
     built = clock.now()
-    bench.events.enter("load", index)
+    bench.events.enter("load")
     engine = bench.backend.load(artefact, bench.weights)
     clock.fence(engine)
     loaded = clock.now()
-    bench.events.enter("build", index)
+    bench.events.enter("build")
     prompts = [tokens(bench, shapes.batch, length) for length in shapes.prompts]
     ready = clock.now()
     for prompt in prompts:
@@ -143,14 +137,14 @@ def build(bench: Bench, shapes: Shapes, index: int) -> Built:
     return Built(engine, facts)
 
 
-def check(bench: Bench, engine: Engine, group: GroupJob, index: int) -> Verdict:
+def check(bench: Bench, engine: Engine) -> Verdict:
     """Hold the engine's logits against golden and mutants."""
 
     def beat(done: int, total: int) -> None:  # noqa: ARG001
-        bench.events.enter("gate", index)  # every check has the stage's time limit to itself
+        bench.events.enter("gate")  # every check has the stage's time limit to itself
 
     beat(0, 1)
-    return verify(engine, load_golden(Path(group.golden)), beat)
+    return verify(engine, load_golden(Path(bench.job.group.golden)), beat)
 
 
 def blind_spots(verdict: Verdict) -> tuple[str, ...]:
@@ -161,16 +155,22 @@ def blind_spots(verdict: Verdict) -> tuple[str, ...]:
     )
 
 
-def wrong(facts: RowResult, row: RowJob, verdict: Verdict, when: str) -> RowResult:
-    """Report a row of an engine that computes something else."""
-    reason = f"{when}{verdict.reason}"
-    return replace(facts, key=row.key, status="wrong", reason=reason, error_ratio=verdict.error_ratio)
+def wrong(result: RowResult, verdict: Verdict, when: str) -> RowResult:
+    """Turn a row's result into that of an engine which computes something else: without times."""
+    return replace(
+        result,
+        status="wrong",
+        reason=f"{when}{verdict.reason}",
+        error_ratio=verdict.error_ratio,
+        samples_s=(),
+        enqueue_s=(),
+    )
 
 
-def time_row(bench: Bench, built: Built, row: RowJob, index: int) -> RowResult:
+def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
     """Time one row by the clock of its phase."""
-    bench.events.enter("time", index, row.key)
-    prompt = tokens(bench, bench.job.groups[index].shapes.batch, row.length)
+    bench.events.enter("time", row=row.key)
+    prompt = tokens(bench, bench.job.group.shapes.batch, row.length)
 
     def progress(done: int) -> None:
         bench.events.progress(done, row.key)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
@@ -61,8 +61,6 @@ class Outcome:
     """What came with `done`."""
     stage: str = "start"
     """The last stage entered."""
-    group: int | None = None
-    """The last group entered; None before the first."""
 
     @property
     def ok(self) -> bool:
@@ -93,16 +91,6 @@ def run(
         _kill_group(process)
         os.close(pipe)
     return follower.outcome(process.returncode)
-
-
-def after_crash(job: MeasureJob, outcome: Outcome) -> MeasureJob | None:
-    """Return the job of the groups that a crash kept from their turn; None if there are none.
-
-    A crash before the first group leaves none either: it would only crash again.
-    """
-    if outcome.ok or outcome.group is None or outcome.group + 1 >= len(job.groups):
-        return None
-    return replace(job, groups=job.groups[outcome.group + 1 :])
 
 
 def _start(
@@ -158,7 +146,6 @@ class _Follower:
     on_event: Callable[[Json], None] | None
     log: Path
     stage: str = "start"
-    group: int | None = None
     done: Json | None = None
     error: Json | None = None
     late: bool = False
@@ -198,7 +185,7 @@ class _Follower:
         kind = event["event"]
         if kind == "stage":
             self._restart_limit(self.limits.seconds(event["stage"], self.job))
-            self.stage, self.group = event["stage"], event.get("group", self.group)
+            self.stage = event["stage"]
         elif kind == "done":
             self.done = event
             self._restart_limit(EXIT_S)
@@ -225,9 +212,9 @@ class _Follower:
         if self.error is not None and self.error["status"] == "user":
             raise UserError(self.error["reason"])
         if self.done is not None:
-            return Outcome("ok", result=self.done.get("result"), stage=self.stage, group=self.group)
+            return Outcome("ok", result=self.done.get("result"), stage=self.stage)
         status, reason = self._end(code)
-        return Outcome(status, reason, stage=self.stage, group=self.group)
+        return Outcome(status, reason, stage=self.stage)
 
     def _end(self, code: int | None) -> tuple[str, str]:
         if self.error is not None:

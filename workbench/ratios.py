@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.errors import UserError
-from workbench.record import WORK_FIELDS, Record, device_identity
+from workbench.record import OK, WORK_FIELDS, Record, device_identity
 from workbench.statistics import ratio_interval
 
 DEFAULT_BASELINE = "eager"
@@ -61,13 +61,12 @@ def workload_of(record: Record) -> tuple[object, ...]:
 
 def find_baseline(records: Sequence[Record], name: str | None) -> Record | None:
     """Choose the row that the others of one workload are compared with: the named one, else `eager`, else the
-    first that has a time. A named baseline without a time leaves the workload without ratios.
+    first that is `ok`. A named baseline without a time leaves the workload without ratios.
     """
-    timed = [record for record in records if record.timed]
-    for record in timed:
-        if record.name == (name or DEFAULT_BASELINE):
+    for record in records:
+        if record.timed and record.name == (name or DEFAULT_BASELINE):
             return record
-    return None if name or not timed else timed[0]
+    return None if name else next((record for record in records if record.status == OK), None)
 
 
 def find_ratios(records: Sequence[Record], baseline: str | None) -> list[Ratio | None]:

@@ -69,7 +69,7 @@ class Record:
     created: str
     """When the row was finished, ISO 8601 in UTC."""
     workbench: str
-    """Version of this project."""
+    """Version of this project, and after the plus of the code that numbers depend on."""
     backend: str
     options: dict[str, str]
     definition: str | None
@@ -163,7 +163,7 @@ def row_key(record: Record) -> str:
     """Identify the work, the backend and where it ran; rows of equal key measure the same thing again."""
     parts: Json = {name: getattr(record, name) for name in WORK_FIELDS}
     parts |= {"backend": record.backend, "options": record.options, "versions": record.versions}
-    parts |= {"gpu": record.gpu, "device": record.device.split(":")[0]}
+    parts |= {"gpu": record.gpu, "device": record.device.split(":")[0], "workbench": record.workbench}
     return digest(parts)
 
 

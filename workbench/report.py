@@ -19,6 +19,12 @@ WIDE = 200
 """Columns where the output is no terminal, so that a piped table is never folded."""
 
 
+MIXED = "rows of different calls, perhaps under other conditions: --again measures them side by side"
+
+Section = Sequence[tuple[Record, Ratio | None]]
+"""Rows of one workload."""
+
+
 def stdout() -> Console:
     """Return what tables are printed to; a name like `compile[mode=default]` is no markup."""
     return Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
@@ -44,6 +50,12 @@ LEFT = ("backend", "status")
 """Columns of words; numbers stand to the right."""
 
 
+def headers(section: Section) -> list[str]:
+    """Name the columns; the ratio's says what it is to."""
+    base = next((ratio.to for _, ratio in section if ratio), None)
+    return [f"vs {base}" if name == "ratio" and base else name for name in COLUMNS]
+
+
 def cells(record: Record, ratio: Ratio | None) -> tuple[tuple[str, str], ...]:
     """Write one row's cells in the order of COLUMNS, each as two lines; a dash where there is no number.
 
@@ -56,7 +68,7 @@ def cells(record: Record, ratio: Ratio | None) -> tuple[tuple[str, str], ...]:
         (record.name, ""),
         (units.seconds(time.median), units.interval(time.low, time.high, time.median)) if time else ("-", ""),
         ratio_cell(ratio),
-        (f"{record.tokens_per_s:,.0f}" if record.tokens_per_s else "-", ""),
+        (units.significant(record.tokens_per_s) if record.tokens_per_s else "-", ""),
         (units.percent(record.limit_share) if record.limit_share is not None else "-", ""),
         (units.seconds(cold) if cold is not None else "-", units.seconds(warm) if warm is not None else "-"),
         (units.size(total) if total else "-", ""),
@@ -82,6 +94,12 @@ def title(record: Record) -> str:
     return f"decode, batch {record.batch}, context {record.context}, mean of {record.steps} chained steps"
 
 
+def short_title(record: Record) -> str:
+    """Name a workload in a note: `decode b1 c128`, `prefill b8 p512`."""
+    length = f"p{record.prompt}" if record.phase == "prefill" else f"c{record.context}"
+    return f"{record.phase} b{record.batch} {length}"
+
+
 def held_equal(record: Record) -> list[str]:
     """Say what every row of the table shares."""
     gpu = record.gpu
@@ -96,7 +114,7 @@ def held_equal(record: Record) -> list[str]:
     ]
 
 
-def verdict(section: Sequence[tuple[Record, Ratio | None]]) -> str:
+def verdict(section: Section) -> str:
     """Say who wins one workload, by how much, and whether that is real."""
     timed = sorted((record for record, _ in section if record.timed), key=median)
     if not timed:
@@ -123,7 +141,11 @@ def notes(records: Sequence[Record]) -> list[str]:
     for record in records:
         lines = [f"{record.status}: {record.reason}"] if record.reason else []
         for line in [*lines, *record.warnings]:
-            found.setdefault(line, {})[f"{record.name} {record.phase}"] = None
+            found.setdefault(line, {})[f"{record.name} {short_title(record)}"] = None
+    for record in records:
+        rivals = [each for each in records if each.timed and workload_of(each) == workload_of(record)]
+        if len({each.run for each in rivals}) > 1:
+            found.setdefault(MIXED, {})[short_title(record)] = None
     return [f"{', '.join(names)}: {line}" for line, names in found.items()]
 
 
@@ -133,7 +155,7 @@ def print_table(report: Report, console: Console) -> None:
         console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records[0])), sep="\n")
     for section in report.sections():
         table = Table(title=title(section[0][0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
-        for name in COLUMNS:
+        for name in headers(section):
             # Folded where the terminal is narrow: half a number would be a wrong one.
             table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
         for record, ratio in section:
@@ -154,7 +176,7 @@ def markdown(report: Report) -> str:
     lines = [f"- {line}" for line in held_equal(report.records[0])] if report.records else []
     for section in report.sections():
         lines += ["", f"**{title(section[0][0])}**", ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+        lines += ["| " + " | ".join(headers(section)) + " |", "|" + "---|" * len(COLUMNS)]
         lines += [
             "| " + " | ".join(" ".join(cell).strip() for cell in cells(record, ratio)) + " |"
             for record, ratio in section

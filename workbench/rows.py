@@ -37,7 +37,10 @@ def gather(
     """Gather what is known of a row besides its samples: the least work, ceilings, build times."""
     names = ("ceilings_before", "ceilings_after")
     looks = [result.clocks[name] for result in results for name in names if result.clocks.get(name)]
-    builds = {result.cold: result.build_s for result in results if result.cold is not None}
+    builds = {
+        cold: [result.build_s for result in results if result.cold is cold and result.build_s is not None]
+        for cold in (True, False)
+    }
     shapes = group.shapes
     return Evidence(
         work=least_work(config, dtype, row),
@@ -46,7 +49,10 @@ def gather(
         ),
         weight_bytes=weight_bytes(config, dtype),
         cache_bytes=cache_bytes(config, dtype, shapes.batch, shapes.capacity),
-        build_s={"cold": builds.get(True), "warm": builds.get(False)},
+        build_s={
+            "cold": plain.median(builds[True]) if builds[True] else None,
+            "warm": plain.median(builds[False]) if builds[False] else None,
+        },
     )
 
 
@@ -83,13 +89,14 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
     """Add what the samples say; a time below the ceilings' own interval makes the row implausible."""
     time = summarise([result.samples_s for result in results])
     share, complaint = limit_share(evidence, time.median)
+    processes = tuple(ProcessRun(each.samples_s, each.enqueue_s, seen(each)) for each in results)
     fastest_allowed = least_time(evidence, "high")
-    if share is not None and fastest_allowed is not None and time.high < fastest_allowed:
+    if share is not None and fastest_allowed is not None and time.median < fastest_allowed:
         reason = (
             f"a time of {time.median:.3g} s is {share:.2f} of what the machine's measured ceilings allow: "
             "somebody did not do the work, or the ceilings were disturbed; rerun with --again"
         )
-        return dataclasses.replace(record, status="implausible", reason=reason)
+        return dataclasses.replace(record, status="implausible", reason=reason, processes=processes)
     enqueued = [value for result in results for value in result.enqueue_s]
     tokens = record.batch * (record.prompt or 1)
     unstable = any(result.status == UNSTABLE for result in results)
@@ -98,7 +105,7 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         status=UNSTABLE if unstable else OK,
         reason=next((result.reason for result in results if result.status == UNSTABLE), None),
         time_s=time,
-        processes=tuple(ProcessRun(each.samples_s, each.enqueue_s, seen(each)) for each in results),
+        processes=processes,
         enqueue_s=plain.median(enqueued) if enqueued else None,
         tokens_per_s=tokens / time.median,
         limit_share=share,

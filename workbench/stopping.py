@@ -34,15 +34,6 @@ STOPPING = {
 NORMAL_95 = 1.96
 """Standard normal quantile of a two-sided 95 % interval."""
 
-STOPPING = {
-    "warm_window": WARM_WINDOW,
-    "warm_tolerance": WARM_TOLERANCE,
-    "relative_error": RELATIVE_ERROR,
-    "floor": FLOOR,
-    "cap": CAP,
-}
-"""What a record says of the rules, since rows timed by unlike ones are not compared."""
-
 
 class WarmUp:
     """Ends when the medians of two consecutive windows agree, at the cap, or when the budget is spent."""

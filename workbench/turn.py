@@ -3,15 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from workbench.entries import Entry
-from workbench.job import GroupJob, MeasureJob, RowResult, read_row_result
+from workbench.job import Json, MeasureJob, RowResult, read_row_result
 from workbench.machine import Device, MemorySampler, foreign_work
-from workbench.process import Limits, Outcome, run
+from workbench.process import Limits, run
 from workbench.record import TIMED
-
-Json = dict[str, Any]
 
 
 @dataclass
@@ -34,34 +31,25 @@ class Turn:
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
     memory: MemorySampler = field(init=False)
-    group: int | None = None
-    """The group being measured."""
 
-    def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> Outcome:
+    def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:
         """Run the process to its end; rows it did not come to have that end as their reason."""
         self.foreign = foreign_work(self.device)
         with MemorySampler(self.device) as self.memory:
             outcome = run(
                 self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
             )
-        if not outcome.ok:
-            # Without a group it never came to one, and another process would end the same way.
-            reached = len(self.job.groups) if outcome.group is None else outcome.group + 1
-            for group in self.job.groups[:reached]:
-                self.fail(group, outcome.status, outcome.reason)
-        return outcome
+        if outcome.ok:
+            self.fail("crashed", f"the worker ended without a result for this row (log: {log})")
+        else:
+            self.fail(outcome.status, outcome.reason)
 
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
             self.say(event["stage"])
-            if event.get("group") not in (None, self.group):
-                self.group = event["group"]
-                self.memory.restart()
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
-        elif event["event"] == "failure":
-            self.fail(self.job.groups[event["group"]], event["status"], event["reason"])
 
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
@@ -84,10 +72,9 @@ class Turn:
             entry.failure = result
         self.advance()
 
-    def fail(self, group: GroupJob, status: str, reason: str | None) -> None:
-        """Give the rows of a group that have no result of this process the reason why."""
-        for row in group.rows:
-            entry = self.entries[row.key]
+    def fail(self, status: str, reason: str | None) -> None:
+        """Give every row that has no result of this process the reason why."""
+        for entry in self.entries.values():
             if entry.lacks(self.repeat):
-                entry.failure = RowResult(row.key, status, reason)
+                entry.failure = RowResult(entry.key, status, reason)
                 self.advance()

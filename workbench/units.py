@@ -19,15 +19,17 @@ def interval(low: float, high: float, middle: float) -> str:
 
 
 def time_unit(value: float) -> tuple[float, str]:
-    """Choose the largest unit that leaves a whole part."""
-    return next((pair for pair in TIME_UNITS if value >= pair[0]), TIME_UNITS[-1])
+    """Choose the largest unit that leaves a whole part, as printed."""
+    return next((pair for pair in TIME_UNITS if value >= 0.9995 * pair[0]), TIME_UNITS[-1])
 
 
 def significant(value: float) -> str:
     """Write three significant digits, and never fewer digits than the whole part has."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.0995 or value == 0 else f"{value:.3g}"
 
 
 def size(value: float) -> str:

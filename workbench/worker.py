@@ -46,7 +46,7 @@ def golden(job: Json, events: Events) -> None:
     from models.checkpoint import open_checkpoint
     from workbench.golden import compute_golden, save_golden
 
-    values = GoldenJob(**{**job, "groups": jobs.read_groups(job["groups"])})
+    values = GoldenJob(**{**job, "groups": tuple(map(jobs.read_group, job["groups"]))})
     weights = open_checkpoint(Path(values.model), values.dtype)
     for index, group in enumerate(values.groups):
         events.enter("gate", index)
@@ -67,10 +67,10 @@ def ceilings(job: Json, events: Events) -> Json:
 
 
 def measure(job: Json, events: Events) -> None:
-    """Build, check and time every group of a job."""
-    from workbench.measure import measure_groups
+    """Build, check and time one engine."""
+    from workbench.measure import measure as measure_engine
 
-    measure_groups(MeasureJob(**{**job, "groups": jobs.read_groups(job["groups"])}), events)
+    measure_engine(MeasureJob(**{**job, "group": jobs.read_group(job["group"])}), events)
 
 
 KINDS: dict[str, Callable[[Json, Events], Json | None]] = {

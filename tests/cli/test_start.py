@@ -59,7 +59,6 @@ def test_folder_with_packages_of_the_same_names_does_not_disturb(workbench: Run,
 def test_foreign_models_package_is_refused_in_one_line(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
-    (tmp_path / "models" / "errors.py").write_text("class UserError(Exception): pass")
     code = "import models, sys; sys.argv = ['workbench', 'backends']; from workbench.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -16,7 +16,7 @@ from models.errors import UserError
 from models.weights import write_preset
 from workbench import process
 from workbench.job import GroupJob, MeasureJob, ProbeJob, RowJob
-from workbench.process import Limits, Outcome, after_crash
+from workbench.process import Limits, Outcome
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 ENVIRONMENT = {"PYTHONPATH": str(PLUGINS)}
@@ -38,15 +38,13 @@ class Worker:
         self.log = log
         self.events = []
 
-    def job(self, batches=(1,), **options):
-        groups = tuple(
-            GroupJob(Shapes(batch, (4,), 64), "no golden", (RowJob(f"row{batch}", "decode", 4, 32),))
-            for batch in batches
-        )
-        return MeasureJob("planted", options, str(self.model), "float32", "cpu", 0, 0.05, groups)
+    def job(self, rows=1, **options):
+        jobs = tuple(RowJob(f"row{number + 1}", "decode", 4, 32) for number in range(rows))
+        group = GroupJob(Shapes(1, (4,), 64), "no golden", jobs)
+        return MeasureJob("planted", options, str(self.model), "float32", "cpu", 0, 0.05, group)
 
-    def run(self, batches=(1,), limits=SHORT, **options) -> Outcome:
-        return self.run_job(self.job(batches, **options), limits)
+    def run(self, rows=1, limits=SHORT, **options) -> Outcome:
+        return self.run_job(self.job(rows, **options), limits)
 
     def run_job(self, job, limits=SHORT) -> Outcome:
         return process.run(
@@ -67,11 +65,10 @@ def worker(model, tmp_path):
 
 
 def test_a_job_passes_all_stages_and_reports_every_row(worker):
-    outcome = worker.run(batches=(1, 2))
+    outcome = worker.run(rows=2)
     assert outcome.ok, outcome
-    assert [(event["stage"], event["group"]) for event in worker.of("stage")] == [
-        (stage, group) for group in (0, 1) for stage in ("build", "load", "build", "gate", "time", "gate")
-    ]
+    stages = [event["stage"] for event in worker.of("stage")]
+    assert stages == ["build", "load", "build", "gate", "time", "gate", "time", "gate"]
     assert worker.rows.keys() == {"row1", "row2"}
     row = worker.rows["row1"]
     assert row["status"] in ("ok", "unstable")
@@ -99,14 +96,12 @@ def test_a_job_passes_all_stages_and_reports_every_row(worker):
         ("unsupported", "load", "unsupported", "batch of three is odd"),
     ],
 )
-def test_an_exception_fails_its_group_and_the_next_goes_on(worker, fault, place, status, words):
-    outcome = worker.run(batches=(3, 1), batch="3", fault=fault, at=place)
-    assert outcome.ok
-    (failure,) = worker.of("failure")
-    assert (failure["status"], failure["group"]) == (status, 0)
-    assert words in failure["reason"]
-    assert "\n" not in failure["reason"]
-    assert worker.rows.keys() == {"row1"}
+def test_an_exception_is_the_jobs_end_and_its_reason(worker, fault, place, status, words):
+    outcome = worker.run(fault=fault, at=place)
+    assert outcome.status == status
+    assert words in outcome.reason
+    assert "\n" not in outcome.reason
+    assert worker.rows == {}
 
 
 @pytest.mark.parametrize("place", ["build", "load", "gate", "time", "after"])
@@ -115,7 +110,7 @@ def test_a_hang_is_a_timeout_of_its_stage(worker, place):
     outcome = worker.run(fault="hang", at=place)
     assert time.monotonic() - begin < 15
     stage = "gate" if place == "after" else place
-    assert (outcome.status, outcome.stage, outcome.group) == ("timeout", stage, 0)
+    assert (outcome.status, outcome.stage) == ("timeout", stage)
     assert f"no end after 1 s in stage {stage}" in outcome.reason
     assert str(worker.log) in outcome.reason
     assert worker.rows == {}
@@ -142,7 +137,6 @@ def test_an_interpreter_that_is_none_is_told_from_its_end(tmp_path, script, stat
     outcome = process.run(ProbeJob("null"), python=str(python), log=tmp_path / "log", limits=limits)
     assert outcome.status == status
     assert words in outcome.reason
-    assert outcome.group is None
 
 
 @pytest.mark.parametrize(
@@ -155,23 +149,17 @@ def test_an_interpreter_that_is_none_is_told_from_its_end(tmp_path, script, stat
         ("sys-exit", "SystemExit"),
     ],
 )
-def test_a_crash_costs_its_group_and_the_rest_is_run_again(worker, fault, words):
-    job = worker.job(batches=(1, 2, 3), batch="2", fault=fault, at="load")
-    outcome = worker.run_job(job)
-    assert (outcome.status, outcome.group) == ("crashed", 1)
+def test_a_crash_says_how_and_where(worker, fault, words):
+    outcome = worker.run(fault=fault, at="load")
+    assert outcome.status == "crashed"
     assert words in outcome.reason
+    assert worker.rows == {}
+
+
+def test_rows_finished_before_a_crash_are_not_lost(worker):
+    outcome = worker.run(rows=3, fault="kill", at="after-two")
+    assert outcome.status == "crashed"
     assert worker.rows.keys() == {"row1"}
-    rest = after_crash(job, outcome)
-    assert [group.shapes.batch for group in rest.groups] == [3]
-    assert worker.run_job(rest).ok
-    assert worker.rows.keys() == {"row1", "row3"}
-
-
-def test_nothing_is_left_after_a_crash_of_the_last_group_or_before_the_first(worker):
-    job = worker.job(batches=(1, 2))
-    assert after_crash(job, Outcome("crashed", group=1)) is None
-    assert after_crash(job, Outcome("crashed", group=None)) is None
-    assert after_crash(job, Outcome("ok", group=0)) is None
 
 
 def test_what_a_backend_prints_goes_to_the_log_and_nowhere_else(worker, capfd):
@@ -218,13 +206,13 @@ def test_a_worker_killed_at_any_moment_is_a_crash_or_done(worker, seed):
     (script.parent / "killer.py").write_text(killer)
     script.write_text(f'#!/bin/sh\nshift\nexec {sys.executable} -P {script.parent}/killer.py "$@"\n')
     script.chmod(0o755)
-    job = worker.job(batches=(1, 2, 3))
+    job = worker.job(rows=3)
     outcome = process.run(
         job, python=str(script), log=worker.log, environment=ENVIRONMENT, on_event=worker.events.append
     )
     assert outcome.ok or "killed by SIGKILL" in outcome.reason
-    finished = outcome.group if outcome.group is not None else 0
-    assert len(worker.rows) in (finished, finished + 1)
+    timed = [event["stage"] for event in worker.of("stage")].count("time")
+    assert len(worker.rows) in (timed - 1, timed)  # one row is lost at most
     assert all(len(row["samples_s"]) >= 10 for row in worker.rows.values())
 
 

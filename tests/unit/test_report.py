@@ -60,7 +60,7 @@ def test_table_shows_every_row_and_why_one_has_no_time() -> None:
     text = printed(report(SLOW, FAST, CRASHED))
     for name in ("eager", "compile[mode=default]", "third"):
         assert name in text
-    assert "third decode: crashed: killed by SIGSEGV" in text
+    assert "third decode b1 c128: crashed: killed by SIGSEGV" in text
     assert "84 %" in text
     assert "2.00x" in text
 
@@ -98,7 +98,18 @@ def test_workloads_have_sections_of_their_own() -> None:
 
 def test_same_warning_of_several_rows_is_printed_once() -> None:
     rows = [record("eager", warnings=("too hot",)), record("compile", warnings=("too hot",))]
-    assert notes(rows) == ["eager decode, compile decode: too hot"]
+    assert notes(rows) == ["eager decode b1 c128, compile decode b1 c128: too hot"]
+
+
+def test_rows_of_different_calls_are_said_to_be_so() -> None:
+    assert notes([record("eager"), record("compile")]) == []
+    (line,) = notes([record("eager"), record("compile", run="another")])
+    assert "different calls" in line
+
+
+def test_ratio_column_names_the_baseline() -> None:
+    assert "vs eager" in printed(report(SLOW, FAST))
+    assert "vs compile[mode=default]" in printed(report(FAST, CRASHED))
 
 
 def test_csv_has_one_line_a_row_and_as_many_cells_as_names() -> None:

@@ -57,8 +57,13 @@ def test_time_below_the_ceilings_interval_is_implausible_and_has_no_time() -> No
     row = finish(BLANK, [result((0.4,) * 5)], evidence(gigabytes=50))
     assert row.status == "implausible"
     assert row.time_s is None
-    assert row.processes == ()
+    assert row.processes[0].samples_s == (0.4,) * 5  # what there is to look at
     assert "did not do the work" in (row.reason or "")
+
+
+def test_one_slow_process_does_not_make_an_impossible_median_plausible() -> None:
+    row = finish(BLANK, [result((0.1,) * 5), result((0.8,) * 5)], evidence(gigabytes=50))
+    assert row.status == "implausible"
 
 
 def test_time_within_the_ceilings_interval_is_believed() -> None:

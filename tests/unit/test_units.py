@@ -7,10 +7,25 @@ from workbench import units
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1.5, "1.50 s"), (0.0123, "12.3 ms"), (0.000456, "456 µs"), (3e-9, "3.00 ns"), (2e-10, "0.20 ns")],
+    [
+        (1.5, "1.50 s"),
+        (0.0123, "12.3 ms"),
+        (0.000456, "456 µs"),
+        (3e-9, "3.00 ns"),
+        (2e-10, "0.20 ns"),
+        (0.99996, "1.00 s"),
+        (9.996e-3, "10.0 ms"),
+    ],
 )
 def test_seconds(value: float, text: str) -> None:
     assert units.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.6, "1.60"), (0.4, "0.40"), (0.004, "0.004"), (123456.0, "123,456"), (0.0, "0.00")]
+)
+def test_no_number_is_rounded_away(value: float, text: str) -> None:
+    assert units.significant(value) == text
 
 
 def test_interval_has_the_unit_of_its_middle_and_digits_enough_to_differ() -> None:

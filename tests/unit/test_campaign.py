@@ -1,0 +1,272 @@
+"""Rounds, rotation, resuming and failures, with workers that are told what to report."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from backends.contract import Probe
+from models.config import PRESETS
+from models.errors import UserError
+from workbench import campaign, turn
+from workbench import job as jobs
+from workbench.campaign import Campaign
+from workbench.contestants import Contestant
+from workbench.entries import Entry, enter
+from workbench.job import CeilingsJob, GoldenJob, MeasureJob, RowResult
+from workbench.machine import Device
+from workbench.plan import PHASES, Workload, plan
+from workbench.process import Outcome
+from workbench.progress import Progress
+from workbench.record import from_json, to_json
+from workbench.request import Settings
+from workbench.source import Source
+from workbench.store import Store
+
+CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)
+CEILINGS = {"bandwidth_bytes_per_s": [1e12], "flops_per_s": [1e15], "last_level_cache_bytes": None}
+BOTH = Workload(PHASES, (1,), (64,), (128,), 32)
+PROBE = Probe(versions={"made": "1"}, devices=("cpu",), dtypes=("float32",))
+
+Script = Callable[[MeasureJob], Outcome | None]
+
+
+class Workers:
+    """Stands in for worker processes: times every row, unless the script of a backend says otherwise."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, str]] = []
+        """Backend and keys of the rows of each measuring process, in order."""
+        self.kinds: list[str] = []
+        self.scripts: dict[str, Callable[[MeasureJob, Callable[[Any], None]], Outcome]] = {}
+
+    def run(self, job: Any, *, on_event: Any = None, environment: Any = None, **_: Any) -> Outcome:
+        self.kinds.append(job.kind)
+        if isinstance(job, CeilingsJob):
+            return Outcome("ok", result=CEILINGS)
+        if isinstance(job, GoldenJob):
+            return Outcome("ok")
+        self.started.append((job.backend, "+".join(row.phase for row in job.group.rows)))
+        assert environment["OMP_NUM_THREADS"] == "2"
+        script = self.scripts.get(job.backend, report_all)
+        return script(job, on_event)
+
+
+def report_all(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+    for row in job.group.rows:
+        on_event({"event": "row", "result": jobs.to_json(result(row.key))})
+    return Outcome("ok")
+
+
+def result(key: str, **changes: Any) -> RowResult:
+    values: dict[str, Any] = {"samples_s": (1.0, 1.1, 0.9), "weights": "abc", "build_s": 3.0, "load_s": 1.0}
+    return RowResult(**({"key": key, "status": "ok"} | values | changes))
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
+    found = Workers()
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    for module in (campaign, turn):
+        monkeypatch.setattr(module, "run", found.run)
+    monkeypatch.setattr(turn, "foreign_work", lambda device: ())
+    return found
+
+
+class Call:
+    """One `compare` call after another on the same results."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.warnings: list[str] = []
+
+    def __call__(
+        self, names: Iterable[str], workload: Workload = BOTH, repeats: int = 2, again: bool = False
+    ) -> list[Entry]:
+        settings = Settings("tiny", workload, "float32", "cpu", repeats, 1.0)
+        source = Source("tiny", self.root, PRESETS["tiny"], "abc")
+        store = Store(self.root / "results", self.warnings.append)
+        contestants = [Contestant(name, {}, "python", PROBE) for name in names]
+        groups = plan(source.config, workload)
+        entries = enter(settings, CPU, source, store, contestants, groups, again)
+        Campaign(settings, CPU, source, store, Progress(Console(quiet=True))).measure(entries)
+        for entry in entries:
+            assert entry.record is not None
+            assert from_json(to_json(entry.record)) == entry.record
+        return entries
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    return Call(tmp_path)
+
+
+def statuses(entries: list[Entry]) -> dict[tuple[str, str], str]:
+    return {
+        (each.record.backend, each.record.phase): each.record.status
+        for each in entries
+        if each.record is not None
+    }
+
+
+def test_every_row_is_measured_in_every_round_and_the_order_rotates(workers: Workers, call: Call) -> None:
+    entries = call(["a", "b", "c"], repeats=3)
+    order = [backend for backend, _ in workers.started]
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert {len(entry.record.processes) for entry in entries if entry.record} == {3}
+
+
+def test_ceilings_are_looked_at_before_between_and_after_the_rounds(workers: Workers, call: Call) -> None:
+    entries = call(["a"], repeats=2)
+    assert workers.kinds == ["golden", "ceilings", "measure", "ceilings", "measure", "ceilings"]
+    assert entries[0].record is not None
+    assert entries[0].record.ceilings["bandwidth_bytes_per_s"]["median"] == 1e12
+
+
+def test_second_call_measures_nothing(workers: Workers, call: Call) -> None:
+    first = call(["a"])
+    workers.started.clear()
+    second = call(["a"])
+    assert workers.started == []
+    assert [entry.record for entry in second] == [entry.record for entry in first]
+
+
+def test_again_measures_everything_anew(workers: Workers, call: Call) -> None:
+    call(["a"])
+    workers.started.clear()
+    call(["a"], again=True)
+    assert len(workers.started) == 2
+
+
+def test_newest_verdict_counts_even_if_it_is_a_failure(workers: Workers, call: Call) -> None:
+    call(["a"])
+    workers.scripts["a"] = lambda job, on_event: Outcome("crashed", "killed")
+    assert set(statuses(call(["a"], again=True)).values()) == {"crashed"}
+    del workers.scripts["a"]
+    workers.started.clear()
+    assert set(statuses(call(["a"])).values()) == {"ok"}
+    assert len(workers.started) == 2
+
+
+def test_crash_costs_the_rows_that_had_no_result_yet(workers: Workers, call: Call) -> None:
+    def crash_after_the_first(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key))})
+        return Outcome("crashed", "killed by SIGSEGV")
+
+    workers.scripts["a"] = crash_after_the_first
+    entries = call(["a", "b"], repeats=1)
+    assert statuses(entries) == {
+        ("a", "prefill"): "ok",
+        ("a", "decode"): "crashed",
+        ("b", "prefill"): "ok",
+        ("b", "decode"): "ok",
+    }
+
+
+def test_failed_row_is_not_run_again_in_this_call_but_in_the_next_one(workers: Workers, call: Call) -> None:
+    workers.scripts["a"] = lambda job, on_event: Outcome("unsupported", "no")
+    call(["a"], repeats=3)
+    assert len(workers.started) == 1
+    call(["a"], repeats=3)
+    assert len(workers.started) == 2
+
+
+def test_next_call_measures_only_the_processes_that_are_missing(workers: Workers, call: Call) -> None:
+    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        if len(workers.started) == 2:
+            raise KeyboardInterrupt
+        return report_all(job, on_event)
+
+    workers.scripts["a"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        call(["a"], repeats=3)
+    del workers.scripts["a"]
+    workers.started.clear()
+    entries = call(["a"], repeats=3)
+    assert len(workers.started) == 2
+    assert {len(entry.record.processes) for entry in entries if entry.record} == {3}
+
+
+def test_first_process_is_cold_and_the_later_ones_warm(workers: Workers, call: Call) -> None:
+    times = iter([9.0, 2.0, 4.0])
+
+    def build(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        took = next(times)
+        for row in job.group.rows:
+            on_event({"event": "row", "result": jobs.to_json(result(row.key, build_s=took))})
+        return Outcome("ok")
+
+    workers.scripts["a"] = build
+    for entry in call(["a"], repeats=3):
+        assert entry.record is not None
+        assert entry.record.build_s == {"cold": 9.0, "warm": 3.0}
+
+
+def test_each_engine_is_built_cold_in_a_folder_of_its_own(workers: Workers, call: Call) -> None:
+    entries = call(["a"], Workload(("decode",), (1,), (64,), (32, 64), 32), repeats=1)
+    assert len(workers.started) == 2
+    assert [entry.results[0].cold for entry in entries] == [True, True]
+
+
+def test_resumed_process_is_cold_only_because_its_caches_were_emptied(workers: Workers, call: Call) -> None:
+    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key))})
+        raise KeyboardInterrupt
+
+    workers.scripts["a"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        call(["a"], repeats=2)
+    del workers.scripts["a"]
+    prefill, decode = call(["a"], repeats=2)
+    assert [prefill.results[repeat].cold for repeat in (0, 1)] == [True, False]
+    assert [decode.results[repeat].cold for repeat in (0, 1)] == [True, False]
+    assert len(workers.started) == 3  # the first round for the decode alone, the second for both
+
+
+def test_other_weights_are_refused(workers: Workers, call: Call) -> None:
+    def load_others(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        for row in job.group.rows:
+            on_event({"event": "row", "result": jobs.to_json(result(row.key, weights="xyz"))})
+        return Outcome("ok")
+
+    workers.scripts["a"] = load_others
+    assert set(statuses(call(["a"])).values()) == {"wrong"}
+
+
+def test_worker_that_ends_well_without_results_is_a_failure(workers: Workers, call: Call) -> None:
+    workers.scripts["a"] = lambda job, on_event: Outcome("ok")
+    (first, _) = call(["a"])
+    assert first.record is not None
+    assert first.record.status == "crashed"
+    assert "without a result" in (first.record.reason or "")
+
+
+def test_cache_that_cannot_be_written_costs_one_backend_only(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder_of = Campaign.build_folder
+    (tmp_path / "file").touch()
+
+    def build_folder(self: Campaign, contestant: Contestant, group: Any) -> Path:
+        return tmp_path / "file" / "x" if contestant.name == "a" else folder_of(self, contestant, group)
+
+    monkeypatch.setattr(Campaign, "build_folder", build_folder)
+    found = statuses(call(["a", "b"]))
+    assert found["a", "decode"] == "crashed"
+    assert found["b", "decode"] == "ok"
+
+
+def test_nothing_is_timed_where_nothing_can_be_verified(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(job: Any, **rest: Any) -> Outcome:
+        return (
+            Outcome("crashed", "No module named torch") if job.kind == "golden" else workers.run(job, **rest)
+        )
+
+    monkeypatch.setattr(campaign, "run", run)
+    with pytest.raises(UserError, match="nothing can be verified"):
+        call(["a"])
+    assert workers.started == []
