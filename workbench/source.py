@@ -7,7 +7,7 @@ from pathlib import Path
 from models.checkpoint import Weights, open_checkpoint
 from models.config import DecoderConfig, find_preset, locate
 from models.errors import UserError
-from workbench.caches import cache_root, digest
+from workbench.caches import cache_root, code_version, digest
 from workbench.job import PresetJob
 from workbench.process import run
 from workbench.progress import Progress
@@ -54,7 +54,8 @@ def find_checksum(weights: Weights, progress: Progress) -> str:
     """Return the checksum of the weights, remembered for as long as no file of the folder changes."""
     files = [*sorted(weights.folder.glob("*.safetensors")), weights.folder / "config.json"]
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = digest({"folder": weights.folder.resolve(), "dtype": weights.dtype, "files": stamps})
+    parts = {"folder": weights.folder.resolve(), "dtype": weights.dtype, "files": stamps}
+    key = digest(parts | {"code": code_version()})
     memory = cache_root() / "checksums" / f"{key}.json"
     try:
         return str(json.loads(memory.read_text())["checksum"])

@@ -47,3 +47,21 @@ def test_python_that_is_not_there_is_refused(workbench: Run, arguments: tuple[st
     done = workbench("backends", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --python")
+
+
+def test_broken_plugin_is_listed_with_its_reason_and_disturbs_no_other(workbench: Run, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugins" / "broken_plugin-1.0.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (plugin / "entry_points.txt").write_text("[workbench.backends]\nbroken = nowhere_to_be_found:Backend\n")
+    done = workbench("backends", "--format", "json", PYTHONPATH=f"{ROOT}:{plugin.parent}")
+    assert done.returncode == 0, done.stderr
+    rows = {row["backend"]: row for row in json.loads(done.stdout)}
+    assert not rows["broken"]["usable"]
+    assert "broken-plugin" in rows["broken"]["reason"]
+    assert rows["eager"]["usable"]
+    table = workbench("backends", PYTHONPATH=f"{ROOT}:{plugin.parent}")
+    assert table.returncode == 0, table.stderr
+    named = workbench("compare", "--backends", "broken", PYTHONPATH=f"{ROOT}:{plugin.parent}")
+    assert named.returncode == 2
+    assert "broken-plugin" in named.stderr

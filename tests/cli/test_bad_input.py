@@ -132,3 +132,14 @@ def test_damaged_checkpoint_is_named(
 def test_folder_that_holds_no_model_is_refused(workbench: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     expect_refusal(workbench, ["--model", str(tmp_path / "empty")], ["config.json"])
+
+
+@pytest.mark.parametrize("command", ["backends", "compare"])
+def test_cache_that_cannot_be_written_is_one_line(workbench: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    done = workbench(command, WORKBENCH_CACHE=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert "cache" in done.stderr
