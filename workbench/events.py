@@ -19,43 +19,41 @@ PROGRESS_S = 1.0
 
 
 class Events:
-    """The worker's side of the pipe; it also knows where the work is."""
+    """Writes events, and knows the stage the work is in."""
 
     def __init__(self, pipe: int) -> None:
         os.set_inheritable(pipe, False)
         self._file = os.fdopen(pipe, "wb")
         self._told = 0.0
         self.stage = "start"
-        self.group: int | None = None
 
     def send(self, event: str, **fields: Any) -> None:
         """Write one event; it is in the pipe when this returns."""
         self._file.write(json.dumps({"event": event, **fields}).encode() + b"\n")
         self._file.flush()
 
-    def enter(self, stage: str, group: int | None = None, row: str | None = None) -> None:
+    def enter(self, stage: str, row: str | None = None) -> None:
         """Say that a stage begins, and with it the time that it may take."""
         self.stage = stage
-        self.group = group
-        self.send("stage", stage=stage, group=group, row=row)
+        self.send("stage", stage=stage, row=row)
 
     def progress(self, done: int, row: str) -> None:
         """Say how many samples of a row there are, once a second at most."""
         now = time.monotonic()
         if now - self._told >= PROGRESS_S:
             self._told = now
-            self.send("progress", group=self.group, row=row, done=done)
+            self.send("progress", row=row, done=done)
 
     def row(self, result: RowResult) -> None:
         """Hand over what was measured of one row."""
-        self.send("row", result=jobs.to_json(result), group=self.group)
+        self.send("row", result=jobs.to_json(result))
 
-    def failure(self, error: BaseException, event: str = "failure") -> None:
-        """Say that a group, or as `error` the whole job, failed; the log gets the traceback."""
+    def fail(self, error: BaseException) -> None:
+        """Say that the job failed, and how; the log gets the traceback."""
         status, reason = classify(error, self.stage)
         trace = "".join(traceback.format_exception(error))
         print(trace, file=sys.stderr, flush=True)
-        self.send(event, status=status, reason=reason, group=self.group, traceback=trace)
+        self.send("error", status=status, reason=reason, traceback=trace)
 
 
 def classify(error: BaseException, stage: str) -> tuple[str, str]:
@@ -63,8 +61,8 @@ def classify(error: BaseException, stage: str) -> tuple[str, str]:
     if isinstance(error, UserError):
         return "user", str(error)
     if isinstance(error, Unsupported):
-        return "unsupported", _one_line(str(error))
-    reason = _one_line(f"{type(error).__name__}: {error}")
+        return "unsupported", _first_line(str(error))
+    reason = _first_line(f"{type(error).__name__}: {error}")
     if _is_out_of_memory(error):
         return "oom", f"{reason}; try a smaller model, batch or context"
     return ("build_failed" if stage == "build" else "crashed"), reason
@@ -77,7 +75,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
-def _one_line(text: str) -> str:
+def _first_line(text: str) -> str:
     """Return the first line that says something, with the next one if it ends in a colon."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
     line = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

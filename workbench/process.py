@@ -13,15 +13,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from models.errors import UserError
 from workbench import job as jobs
 from workbench.job import Json, MeasureJob
+from workbench.packages import import_folder
 
-ROOT = Path(__file__).resolve().parent.parent
-"""The folder that holds the packages `workbench`, `backends` and `models`; first on a worker's path."""
 POLL_S = 0.2
 """How often a silent worker is looked at; rare enough to cost a timed CPU nothing."""
 EXIT_S = 30.0
@@ -54,7 +55,7 @@ class Outcome:
     """How a job ended."""
 
     status: str
-    """`ok` if the worker reported `done`, even where groups failed; else a status of `workbench.record`."""
+    """`ok` if the worker reported `done`; else a status of `workbench.record`."""
     reason: str | None = None
     """One line, with the log's path."""
     result: Json | None = None
@@ -79,11 +80,11 @@ def run(
 ) -> Outcome:
     """Run a job of `workbench.job` to its end; `environment` is laid over this process's own.
 
-    Events reach `on_event` as they come. Raises UserError if the worker says that the input is wrong or
-    if `python` cannot be started; nothing else a worker does raises. The worker never outlives the call.
+    Events reach `on_event` as they come, and what it raises ends the worker and is raised again. Raises
+    UserError if the worker says that the input is wrong, if `python` cannot be started, or if the log or
+    another file cannot be written; nothing else a worker does raises. The worker never outlives the call.
     """
     follower = _Follower(job, limits, on_event, log)
-    log.parent.mkdir(parents=True, exist_ok=True)
     process, pipe = _start(job, python, environment or {}, log)
     try:
         follower.follow(process, pipe)
@@ -97,17 +98,16 @@ def _start(
     job: object, python: str, environment: Mapping[str, str], log: Path
 ) -> tuple["subprocess.Popen[bytes]", int]:
     """Start the worker; returns it with the reading end of its pipe."""
-    variables = {**os.environ, **environment}
-    path = variables.get("PYTHONPATH")
-    variables["PYTHONPATH"] = f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)
-    # NVML, by which the parent sees GPUs, counts them so.
-    variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    reading, writing = os.pipe()
-    try:
-        # A file, not a pipe: a worker that never reads its job cannot block this process.
-        with tempfile.TemporaryFile() as stdin, log.open("ab") as output:
-            stdin.write(json.dumps(jobs.to_json(job)).encode())
-            stdin.seek(0)
+    variables = _variables(python, environment)
+    with ExitStack() as files:
+        stdin = files.enter_context(_job_file(json.dumps(jobs.to_json(job)).encode()))
+        output = files.enter_context(_log_file(log))
+        try:
+            reading, writing = os.pipe()
+        except OSError as error:
+            raise UserError(f"cannot open a pipe: {error.strerror}; close other programs") from error
+        files.callback(os.close, writing)
+        try:
             process = subprocess.Popen(
                 [python, "-P", "-m", "workbench.worker", "--pipe", str(writing)],
                 stdin=stdin,
@@ -117,12 +117,53 @@ def _start(
                 env=variables,
                 start_new_session=True,
             )
-    except OSError as error:
-        os.close(reading)
-        raise UserError(f"cannot start {python}: {error.strerror}; give a Python 3.11 or newer") from error
-    finally:
-        os.close(writing)
+        except OSError as error:
+            os.close(reading)
+            raise UserError(
+                f"cannot start {python}: {error.strerror}; give a Python 3.11 or newer"
+            ) from error
     return process, reading
+
+
+def _variables(python: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's whole environment."""
+    variables = {**os.environ, **environment}
+    path = variables.get("PYTHONPATH")
+    own = str(import_folder(python))
+    variables["PYTHONPATH"] = f"{own}{os.pathsep}{path}" if path else own
+    # NVML, by which the parent sees GPUs, counts them so.
+    variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return variables
+
+
+def _job_file(content: bytes) -> IO[bytes]:
+    """Return a file to read the job from: unlike a pipe, it blocks nobody if a worker never reads it."""
+    folder = "$TMPDIR"
+    try:
+        folder = tempfile.gettempdir()
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the caller closes it)
+        try:
+            file.write(content)
+            file.seek(0)  # flushes
+        except OSError:
+            file.close()
+            raise
+    except OSError as error:
+        raise _unwritable(f"a file in {folder}", error) from error
+    return file
+
+
+def _log_file(log: Path) -> IO[bytes]:
+    """Open a log anew, so that nothing an earlier run said is taken for this one's."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("wb")
+    except OSError as error:
+        raise _unwritable(f"the log {log}", error) from error
+
+
+def _unwritable(what: str, error: OSError) -> UserError:
+    return UserError(f"cannot write {what}: {error.strerror}; free space there or make it writable")
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
@@ -174,11 +215,11 @@ class _Follower:
         chunk = os.read(pipe, 1 << 16)
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
         for line in lines:
-            try:
-                event = json.loads(line)
-                self._take(dict(event))
-            except (ValueError, KeyError, TypeError):
+            event = _decode(line)
+            if event is None:
                 self.garbled += 1
+            else:
+                self._take(event)
         return bool(chunk)
 
     def _take(self, event: Json) -> None:
@@ -190,19 +231,12 @@ class _Follower:
             self.done = event
             self._restart_limit(EXIT_S)
         elif kind == "error":
-            self.error = self._explained(event)
+            if os.environ.get("WORKBENCH_DEBUG") == "1":
+                print(event.get("traceback", ""), file=sys.stderr)
+            self.error = event
             return
-        elif kind == "failure":
-            event = self._explained(event)
         if self.on_event is not None:
             self.on_event(event)
-
-    def _explained(self, event: Json) -> Json:
-        if os.environ.get("WORKBENCH_DEBUG") == "1":
-            print(event.get("traceback", ""), file=sys.stderr)
-        if event["status"] in LOGGED:
-            event = {**event, "reason": f"{event['reason']} (log: {self.log})"}
-        return event
 
     def _restart_limit(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
@@ -214,6 +248,10 @@ class _Follower:
         if self.done is not None:
             return Outcome("ok", result=self.done.get("result"), stage=self.stage)
         status, reason = self._end(code)
+        if self.garbled:
+            reason += f"; {self.garbled} of its events could not be read"
+        if status in LOGGED:
+            reason += f" (log: {self.log})"
         return Outcome(status, reason, stage=self.stage)
 
     def _end(self, code: int | None) -> tuple[str, str]:
@@ -221,13 +259,36 @@ class _Follower:
             return self.error["status"], self.error["reason"]
         where = f"in stage {self.stage}"
         if self.late:
-            limit = self.limits.seconds(self.stage, self.job)
-            return "timeout", f"no end after {limit:g} s {where} (log: {self.log})"
+            return "timeout", f"no end after {self.limits.seconds(self.stage, self.job):g} s {where}"
         if code is not None and code < 0:
-            return "crashed", f"killed by {_signal_name(-code)} {where}{_hint(-code)} (log: {self.log})"
+            return "crashed", f"killed by {_signal_name(-code)} {where}{_hint(-code)}"
         last = _last_line(self.log)
         said = f": {last}" if last else ""
-        return "crashed", f"exit code {code} without a result {where}{said} (log: {self.log})"
+        return "crashed", f"exit code {code} without a result {where}{said}"
+
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "stage": ("stage",),
+    "row": ("result",),
+    "progress": ("row", "done"),
+    "error": ("status", "reason"),
+    "done": (),
+}
+"""What an event of each kind must have."""
+
+
+def _decode(line: bytes) -> Json | None:
+    """Read an event as `workbench.job` has it; None if it is none, as a backend may have got at the pipe."""
+    try:
+        event = dict(json.loads(line))
+        known = all(name in event for name in FIELDS[event["event"]])
+        if event["event"] == "row":
+            jobs.read_row_result(event["result"])
+        elif event["event"] == "stage":
+            known = event["stage"] in jobs.STAGES
+    except (ValueError, KeyError, TypeError):
+        return None
+    return event if known else None
 
 
 def _signal_name(number: int) -> str:

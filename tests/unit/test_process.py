@@ -14,13 +14,18 @@ import pytest
 from backends.contract import Shapes
 from models.errors import UserError
 from models.weights import write_preset
-from workbench import process
+from workbench import packages, process
 from workbench.job import GroupJob, MeasureJob, ProbeJob, RowJob
 from workbench.process import Limits, Outcome
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 ENVIRONMENT = {"PYTHONPATH": str(PLUGINS)}
 SHORT = Limits(start=30, load=1, build=1, gate=1, time=1)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,7 @@ def test_an_interpreter_that_is_none_is_told_from_its_end(tmp_path, script, stat
         ("kill", "killed by SIGKILL in stage load, usually by the kernel for want of memory (see dmesg)"),
         ("abort", "killed by SIGABRT in stage load"),
         ("exit", "exit code 0 without a result in stage load"),
-        ("half", "exit code 3 without a result in stage load"),
+        ("half", "exit code 3 without a result in stage load; 3 of its events could not be read (log:"),
         ("sys-exit", "SystemExit"),
     ],
 )
@@ -160,6 +165,20 @@ def test_rows_finished_before_a_crash_are_not_lost(worker):
     outcome = worker.run(rows=3, fault="kill", at="after-two")
     assert outcome.status == "crashed"
     assert worker.rows.keys() == {"row1"}
+
+
+def test_what_an_event_makes_the_caller_raise_ends_the_worker_and_is_raised(worker, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANTED_FILE", str(tmp_path / "pids"))
+
+    def stumble(event):
+        while not (tmp_path / "pids").exists():
+            time.sleep(0.01)
+        raise KeyError("a bug of the caller's")
+
+    job = worker.job(fault="hang-with-child")
+    with pytest.raises(KeyError, match="a bug of the caller's"):
+        process.run(job, log=worker.log, environment=ENVIRONMENT, on_event=stumble)
+    assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
 def test_what_a_backend_prints_goes_to_the_log_and_nowhere_else(worker, capfd):
@@ -260,7 +279,7 @@ def test_a_worker_does_not_outlive_a_killed_parent(worker, tmp_path):
     pids = tmp_path / "pids"
     environment = {**os.environ, "PLANTED_FILE": str(pids), "PYTHONPATH": str(PLUGINS)}
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(process.ROOT), str(PLUGINS), str(worker.model), str(worker.log)],
+        [sys.executable, "-c", code, str(packages.ROOT), str(PLUGINS), str(worker.model), str(worker.log)],
         env=environment,
     )
     for _ in range(200):
