@@ -46,7 +46,7 @@ class Verdict:
     reason: str | None
     """Why it is wrong, in one line."""
     error_ratio: float | None
-    """Worst error of a check over that of torch in the same dtype; None if logits were no numbers."""
+    """Worst error of a check over that of torch in the same dtype; None if it is no number."""
     projections: dict[str, float] = field(default_factory=dict)
     """Largest projection on each mutant, wherever it was judged."""
     blind: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -81,6 +81,8 @@ class NotLogits(Exception):
 
 def verify(engine: Engine, golden: Golden, progress: Progress | None = None) -> Verdict:
     """Run every check on an engine and judge it; leaves the engine at any length with any cache."""
+    if not (np.isfinite(golden.reference_error) & (golden.reference_error > 0)).all():
+        return Verdict(False, "cannot be verified: golden holds no finite error of torch", None)
     checks: list[Check] = []
     again = np.isin(golden.prompts, golden.lengths).sum()
     total = 2 * len(golden.prompts) + int(again) + len(golden.lengths)
@@ -153,7 +155,8 @@ def compare(golden: Golden, name: str, steps: list[Floats], position: int, shift
         kept = error[:, golden.columns].astype(np.float64)
         dots.append(np.einsum("bc,bmc->mb", kept, shift[:, :, step]))
         noise.append(np.square(kept).sum(1))
-        references.append(np.square(repeat_rows(golden.reference_error[:, first + step], golden.batch)))
+        reference = repeat_rows(golden.reference_error[:, first + step], golden.batch)
+        references.append(np.square(reference, dtype=np.float64))  # a float32 square overflows to no bound
     squares = np.einsum("bmsc,bmsc->msb", shift, shift, dtype=np.float64)
     return Check(name, np.stack(dots, 1), squares, *map(np.stack, (noise, errors, references)))
 
@@ -210,8 +213,8 @@ def judge(checks: list[Check], golden: Golden) -> Verdict:
         unseen = tuple(each.check.name for each in (*whole, *levels[0]) if not each.judged[mutant].all())
         if unseen:
             blind[name] = tuple(dict.fromkeys(unseen))
-    ratio = max(float(error_ratios(check, (0, 1)).max()) for check in checks)
-    return Verdict(reason is None, reason, ratio, projections, blind)
+    ratio = float(np.max([error_ratios(check, (0, 1)).max() for check in checks]))  # NaN if any is
+    return Verdict(reason is None, reason, ratio if np.isfinite(ratio) else None, projections, blind)
 
 
 def pool(checks: list[Check]) -> Check:
@@ -248,10 +251,10 @@ def describe_fault(found: Projected, explained: Floats, names: list[str]) -> str
 
 
 def error_ratios(check: Check, axes: tuple[int, ...]) -> Floats:
-    """Return an engine's error over that of torch in the same dtype, [S or 1, B or 1]."""
-    ratios: Floats = np.sqrt(
-        check.errors.sum(axes, keepdims=True) / check.references.sum(axes, keepdims=True)
-    )
+    """Return an engine's error over that of torch in the same dtype, [S or 1, B or 1]; NaN: none."""
+    errors, references = (each.sum(axes, keepdims=True) for each in (check.errors, check.references))
+    known = np.isfinite(references) & (references > 0)
+    ratios: Floats = np.sqrt(np.divide(errors, references, out=np.full_like(references, np.nan), where=known))
     return ratios
 
 
@@ -262,7 +265,7 @@ def name_error(checks: list[Check]) -> str | None:
         worst = int(np.argmax([each.max() for each in ratios]))
         step, row = np.unravel_index(int(ratios[worst].argmax()), ratios[worst].shape)
         value = float(ratios[worst][step, row])
-        if value > limit:
+        if not value <= limit:  # NaN is within no limit
             where = locate(checks[worst], axes, int(step), int(row))
             return f"error {value:.3g} times that of torch in the same dtype ({where})"
     return None

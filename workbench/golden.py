@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import filelock
 import numpy as np
 
 from backends.contract import Shapes
@@ -85,16 +86,25 @@ def save_golden(golden: Golden, path: Path) -> None:
     """Write a golden as one .npz file; a reader sees all of it or nothing, even after a power cut."""
     part = path.with_name(f".{path.name}.part")  # one name, so that a killed writer leaves one file at most
     path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("wb") as file:
-        np.savez(file, **{each.name: getattr(golden, each.name) for each in fields(golden)})
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):  # two devices of a kind share a golden
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **{each.name: getattr(golden, each.name) for each in fields(golden)})
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a golden file is there and was written to its end."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Tell whether a golden file is there, was written to its end and has every member; reads no values."""
+    try:
+        with zipfile.ZipFile(path) as stored:  # lists its members at its very end
+            members = set(stored.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return members == {f"{each.name}.npy" for each in fields(Golden)}
 
 
 def load_golden(path: Path) -> Golden:

@@ -22,6 +22,7 @@ from torch import Tensor
 from backends.contract import POISON, Shapes
 from backends.torch_engine import to_torch
 from models.checkpoint import Weights
+from models.errors import UserError
 from workbench.arithmetic import Model, attend, attend_plainly
 from workbench.checks import DISTINCT_ROWS, FORCED_STEPS, gate_tokens
 from workbench.golden import Golden, Progress
@@ -235,10 +236,28 @@ def read_out(sweep: Sweep, positions: Ints, columns: Ints, ends: Ends) -> tuple[
     at = torch.from_numpy(positions).to(sweep.golden.hidden.device)
     golden = compute_logits(sweep.model, sweep.golden.hidden[:, at], ends)
     reference = sweep.reference.hidden[:, at]
-    error = _rms(compute_logits(sweep.model, reference, ends) - golden)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is dealt with below
+        error = _rms(compute_logits(sweep.model, reference, ends) - golden)
+    error = bounded(error, golden, reference.dtype)
     if reference.dtype == torch.float32:
         error = np.maximum(error, FLOAT32_FLOOR * _rms(golden))
     return golden, error, sweep.shifts(golden, positions, columns, ends)
+
+
+def bounded(error: Floats, golden: Floats, dtype: torch.dtype) -> Floats:
+    """Replace errors [R, N] of torch that are not finite by one rounding of golden logits [R, N, V].
+
+    Where torch itself overflows in the dtype, nothing says what a right engine's error would be, and an
+    infinite one would bound nothing. One rounding is the least that any engine in the dtype errs by: one
+    that avoids the overflow is judged too strictly rather than not at all. Raises UserError if golden
+    overflows too.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = _rms(golden)
+    if not np.isfinite(size).all():
+        raise UserError("the model's logits are no numbers even in float32: its weights are damaged")
+    least = (torch.finfo(dtype).eps * size).astype(np.float32)
+    return np.where(np.isfinite(error), error, least)
 
 
 def _rms(logits: Floats) -> Floats:

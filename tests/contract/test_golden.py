@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ transformers = pytest.importorskip("transformers")
 from backends.contract import Shapes  # noqa: E402
 from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import PRESETS, DecoderConfig, RopeScaling  # noqa: E402
+from models.errors import UserError  # noqa: E402
 from models.weights import write_preset  # noqa: E402
 from workbench import arithmetic, sweep  # noqa: E402
+from workbench.arithmetic import attend_plainly  # noqa: E402
 from workbench.checks import FORCED_STEPS, capacity_for  # noqa: E402
 from workbench.golden import Golden, compute_golden  # noqa: E402
 from workbench.mutants import MUTANTS, NO_FAULT, Mutant, mutants_of  # noqa: E402
@@ -130,3 +133,36 @@ def test_a_long_prompt_computes_mutants_of_fewer_rows(tmp_path: Path, monkeypatc
     assert np.allclose(fewer.prefill_shift[:, 1, 0], whole.prefill_shift[:, 1, 0], atol=1e-5)
     assert not fewer.prefill_shift[:, 1, 1].any()
     assert np.allclose(fewer.decode_shift, whole.decode_shift, atol=1e-5)
+
+
+def test_where_torch_overflows_one_rounding_of_golden_is_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    weights = make(SMALL, tmp_path / "m", monkeypatch, "float16")
+    usual = compute_golden(weights, SHAPES, mutants=())
+
+    def overflow(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":
+        out = attend_plainly(q, k, v)
+        out[0] = float("inf")
+        return out
+
+    monkeypatch.setattr(sweep, "attend_plainly", overflow)
+    golden = compute_golden(weights, SHAPES, mutants=())
+    assert np.array_equal(golden.reference_error[1], usual.reference_error[1])
+    expected = 2.0**-10 * np.sqrt(np.square(golden.logits[0]).mean(-1))
+    assert np.allclose(golden.reference_error[0], expected, rtol=1e-5)
+    # No laxer than where torch does not overflow, and not so strict that no right engine passes.
+    assert 1 / 3 < np.median(golden.reference_error[0] / usual.reference_error[0]) < 1.5
+
+
+def test_a_model_that_overflows_float32_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = make(SMALL, tmp_path / "m", monkeypatch)
+    run_through = sweep.run_through
+
+    def overflow(*arguments: Any) -> sweep.Ends:
+        ends = run_through(*arguments)
+        return replace(ends, norm=ends.norm * 1e38)
+
+    monkeypatch.setattr(sweep, "run_through", overflow)
+    with pytest.raises(UserError, match="no numbers even in float32"):
+        compute_golden(weights, SHAPES, mutants=())

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -5,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from workbench import gate
 from workbench.checks import FORCED_STEPS
 from workbench.gate import verify
-from workbench.golden import Golden, load_golden, save_golden
+from workbench.golden import Golden, is_whole, load_golden, save_golden
+from workbench.packages import ROOT
 
 VOCAB, HIDDEN, ROWS, BATCH = 400, 256, 4, 6
 PROMPTS, LENGTHS = (20, 40), (40, 17, 3)
@@ -185,6 +190,40 @@ def test_logits_that_are_no_numbers_are_wrong(golden: Golden, value: float):
     assert verdict.error_ratio is None
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_an_error_of_torch_that_bounds_nothing_verifies_nothing(golden: Golden, value: float):
+    error = golden.reference_error.copy()
+    error[0, 3] = value
+    verdict = verify(FakeEngine(golden), replace(golden, reference_error=error))
+    assert not verdict.passed
+    assert verdict.reason is not None
+    assert verdict.reason.startswith("cannot be verified: ")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("name", ["references", "errors"])
+def test_a_ratio_that_is_no_number_is_beyond_every_limit(golden: Golden, name: str, value: float):
+    (first, *others) = gate.run_checks(FakeEngine(golden), golden)
+    broken = getattr(first, name).copy()
+    broken[0, 0] = value
+    reason = gate.name_error([*others, replace(first, **{name: broken})])
+    if (name, value) == ("errors", 0.0):
+        assert reason is None
+    else:
+        assert reason is not None
+        assert first.name in reason
+        verdict = gate.judge([*others, replace(first, **{name: broken})], golden)
+        assert not verdict.passed
+        assert verdict.error_ratio is None or value == 0.0
+
+
+def test_a_huge_error_of_torch_is_still_a_bound(golden: Golden):
+    huge = replace(golden, reference_error=np.full_like(golden.reference_error, 1e25))
+    verdict = verify(FakeEngine(golden), huge)  # its square is beyond float32
+    assert verdict.passed
+    assert verdict.error_ratio == pytest.approx(NOISE / 1e25, rel=0.1)
+
+
 def test_logits_of_another_shape_are_wrong(golden: Golden):
     class Narrow(FakeEngine):
         def logits(self) -> np.ndarray:
@@ -233,7 +272,7 @@ def test_a_saved_golden_loads_as_it_was(golden: Golden, tmp_path: Path):
     assert verify(FakeEngine(loaded), loaded) == verify(FakeEngine(golden), golden)
     assert (loaded.dtype, loaded.batch, loaded.hidden_size) == ("bfloat16", BATCH, HIDDEN)
     assert np.array_equal(loaded.decode_shift, golden.decode_shift)
-    assert [each.name for each in path.parent.iterdir()] == ["golden.npz"]
+    assert {each.name for each in path.parent.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
 
 
 def test_a_golden_that_cannot_be_written_leaves_the_old_one(
@@ -249,4 +288,48 @@ def test_a_golden_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(OSError, match="no space"):
         save_golden(replace(golden, batch=1), path)
     assert load_golden(path).batch == BATCH
-    assert [each.name for each in tmp_path.iterdir()] == ["golden.npz"]
+    assert {each.name for each in tmp_path.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
+
+
+def test_a_golden_is_on_disk_before_it_has_its_name(
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, synced = tmp_path / "golden.npz", []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.fstat(number).st_size, path.exists())))
+    save_golden(golden, path)
+    assert synced == [(path.stat().st_size, False)]
+
+
+def test_what_a_killed_writer_left_is_written_over(golden: Golden, tmp_path: Path):
+    path = tmp_path / "new" / "golden.npz"
+    save_golden(golden, tmp_path / "source.npz")
+    write_and_die = (
+        "import os, sys; from pathlib import Path; import numpy; from workbench import golden\n"
+        "source, path = map(Path, sys.argv[1:])\n"
+        "numpy.savez = lambda file, **_: (file.write(b'half'), file.flush(), os._exit(7))\n"
+        "golden.save_golden(golden.load_golden(source), path)\n"
+    )
+    command = [sys.executable, "-c", write_and_die, str(tmp_path / "source.npz"), str(path)]
+    for _ in range(2):
+        assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 7
+        assert len([each for each in path.parent.iterdir() if not each.name.endswith(".lock")]) == 1
+        assert not is_whole(path)
+    save_golden(golden, path)
+    assert is_whole(path)
+    assert {each.name for each in path.parent.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
+
+
+def test_a_golden_that_was_cut_or_lacks_a_member_is_not_whole(golden: Golden, tmp_path: Path):
+    path = tmp_path / "golden.npz"
+    assert not is_whole(path)
+    assert not is_whole(tmp_path)
+    save_golden(golden, path)
+    assert is_whole(path)
+    content = path.read_bytes()
+    for end in (0, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:end])
+        assert not is_whole(path)
+    path.write_bytes(bytes(len(content)))  # a file system that lost the data but kept the length
+    assert not is_whole(path)
+    np.savez(path, dtype="bfloat16", batch=1)
+    assert not is_whole(path)
