@@ -1,4 +1,4 @@
-"""The worker's side of the pipe: what it tells the parent, failures included."""
+"""The events on the pipe: how the worker writes them, failures included, and how the parent reads them."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from backends.contract import Unsupported
 from models.errors import UserError
 from workbench import job as jobs
-from workbench.job import RowResult
+from workbench.job import Json, RowResult
 
 REASON_LENGTH = 300
 """Characters of an exception that a reason keeps; the log has it whole."""
@@ -54,6 +54,30 @@ class Events:
         trace = "".join(traceback.format_exception(error))
         print(trace, file=sys.stderr, flush=True)
         self.send("error", status=status, reason=reason, traceback=trace)
+
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "stage": ("stage",),
+    "row": ("result",),
+    "progress": ("row", "done"),
+    "error": ("status", "reason"),
+    "done": (),
+}
+"""What an event of each kind must have."""
+
+
+def read_event(line: bytes) -> Json | None:
+    """Read an event as `workbench.job` has it; None if it is none, as a backend may have got at the pipe."""
+    try:
+        event = dict(json.loads(line))
+        known = all(name in event for name in _FIELDS[event["event"]])
+        if event["event"] == "row":
+            jobs.read_row_result(event["result"])
+        elif event["event"] == "stage":
+            known = event["stage"] in jobs.STAGES
+    except (ValueError, KeyError, TypeError):
+        return None
+    return event if known else None
 
 
 def classify(error: BaseException, stage: str) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from typing import IO
 
 from models.errors import UserError
 from workbench import job as jobs
+from workbench.events import read_event
 from workbench.job import Json, MeasureJob
 from workbench.packages import import_folder
 
@@ -215,7 +216,7 @@ class _Follower:
         chunk = os.read(pipe, 1 << 16)
         *lines, self.buffer = (self.buffer + chunk).split(b"\n")
         for line in lines:
-            event = _decode(line)
+            event = read_event(line)
             if event is None:
                 self.garbled += 1
             else:
@@ -265,30 +266,6 @@ class _Follower:
         last = _last_line(self.log)
         said = f": {last}" if last else ""
         return "crashed", f"exit code {code} without a result {where}{said}"
-
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "stage": ("stage",),
-    "row": ("result",),
-    "progress": ("row", "done"),
-    "error": ("status", "reason"),
-    "done": (),
-}
-"""What an event of each kind must have."""
-
-
-def _decode(line: bytes) -> Json | None:
-    """Read an event as `workbench.job` has it; None if it is none, as a backend may have got at the pipe."""
-    try:
-        event = dict(json.loads(line))
-        known = all(name in event for name in FIELDS[event["event"]])
-        if event["event"] == "row":
-            jobs.read_row_result(event["result"])
-        elif event["event"] == "stage":
-            known = event["stage"] in jobs.STAGES
-    except (ValueError, KeyError, TypeError):
-        return None
-    return event if known else None
 
 
 def _signal_name(number: int) -> str:

@@ -177,7 +177,7 @@ def test_what_an_event_makes_the_caller_raise_ends_the_worker_and_is_raised(work
 
     job = worker.job(fault="hang-with-child")
     with pytest.raises(KeyError, match="a bug of the caller's"):
-        process.run(job, log=worker.log, environment=ENVIRONMENT, on_event=stumble)
+        process.run(job, log=worker.log, environment=ENVIRONMENT, on_event=stumble, limits=SHORT)
     assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 

@@ -99,7 +99,5 @@ def test_links_to_our_packages_are_made_once_and_mended(site_packages):
 def test_a_cache_without_room_for_the_links_is_named(tmp_path, site_packages, monkeypatch):
     (tmp_path / "full").touch()
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "full"))
-    with pytest.raises(
-        UserError, match=r"cannot make .*full/packages/.*: Not a directory; .*WORKBENCH_CACHE"
-    ):
+    with pytest.raises(UserError, match=r"cannot make .*full/packages/.*: Not a directory; "):
         process.run(ProbeJob("null"), python="/other/python", log=tmp_path / "log")
