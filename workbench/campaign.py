@@ -120,8 +120,8 @@ class Campaign:
             folder.mkdir(parents=True, exist_ok=True)
             environment = compiler_environment(folder) | thread_environment(self.device)
             turn.run(contestant.python, log, environment, self.limits)
-        except OSError as error:  # a full disk under the cache must not cost the other rows
-            turn.fail("crashed", f"cannot prepare the process: {error}; free space or set WORKBENCH_CACHE")
+        except (OSError, UserError) as error:  # a full disk under the cache must not cost the other rows
+            turn.fail("crashed", f"the process could not do its work: {error}")
 
     def job(self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry]) -> MeasureJob:
         """Write down what a worker is to do."""

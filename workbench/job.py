@@ -1,11 +1,10 @@
 """What the parent asks of a worker process and what comes back: plain values that survive JSON.
 
 A job goes to the worker as one JSON object on standard input. Events come back as JSON lines on a
-pipe of their own: `{"event": "stage", "stage": S, "group": I}` whenever the work enters a stage with a
-time limit, `{"event": "row", "result": RowResult}` as soon as a row is finished,
-`{"event": "progress", "row", "done"}` between samples, once a second at most,
-`{"event": "failure", "status", "reason", "group"}` when a group of rows cannot be had, and last
-`{"event": "done", "result": ...}`, or `{"event": "error", "status", "reason"}` if the whole job failed.
+pipe of their own: `{"event": "stage", "stage": S}` whenever the work enters a stage with a time limit,
+`{"event": "row", "result": RowResult}` as soon as a row is finished and verified,
+`{"event": "progress", "row", "done"}` between samples, once a second at most, and last
+`{"event": "done", "result": ...}`, or `{"event": "error", "status", "reason"}` if the job failed.
 """
 
 import dataclasses

@@ -4,16 +4,13 @@ import dataclasses
 import statistics as plain
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
-from workbench.job import RowResult
+from workbench.job import Json, RowResult
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
 from workbench.statistics import percentile, summarise
-
-Json = dict[str, Any]
 
 CACHE_FACTOR = 8
 """Work that moves fewer bytes than this many last-level caches may run from cache: its share says nothing."""
