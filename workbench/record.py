@@ -92,7 +92,7 @@ class Record:
     dtype: str
     device: str
     gpu: Json
-    """`name`, `uuid`, `driver`; for a CPU its name, its threads and nothing else."""
+    """`name`, `uuid`, `driver`; for a CPU its name, its threads and the machine's `uuid`, hashed."""
     status: str
     reason: str | None
     clock: str

@@ -131,7 +131,9 @@ def test_a_gpu_is_described(nvml):
 
 def test_the_cpu_is_described():
     device = describe("cpu")
-    assert device.identity() == {"name": device.name, "threads": device.threads}
+    assert device.identity() == {"name": device.name, "threads": device.threads, "uuid": device.uuid}
+    assert len(device.uuid or "") == 16
+    assert device == describe("cpu")
     assert device.name.strip()
     assert device.threads >= 1
     assert device.memory_bytes > 1 << 28
