@@ -72,6 +72,32 @@ def check_second_call_reads_what_is_there(workbench: Run, rows: list[Json]) -> N
     assert {row["state"] for row in json.loads(plan.stdout)} == {"measured"}
 
 
+def test_checkpoint_saved_by_transformers_gets_verified_rows_for_both_phases(
+    workbench: Run, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=515,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=7,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=256,
+    )
+    transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "checkpoint")
+    lengths = ("--prompt", "16", "--context", "32", "--repeats", "1", "--format", "json")
+    done = workbench("compare", "--model", "checkpoint", "--backends", "eager,compile", *lengths)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done)
+    assert len(rows) == 4
+    assert {row["model"] for row in rows} == {"checkpoint"}
+    assert all(row["status"] in ("ok", "unstable") and row["error_ratio"] < 3 for row in rows)
+
+
 def test_dry_run_lists_every_row_with_estimates_and_measures_nothing(workbench: Run, tmp_path: Path) -> None:
     done = workbench("compare", "--dry-run", "--batch", "1,4", "--context", "64,128", "--format", "json")
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import ROOT
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to what it runs in the background: no trap works where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 FAKE = """#!/usr/bin/env bash
 case "$1 $2" in
@@ -50,6 +57,7 @@ class Copy:
             env=os.environ | variables | more,
             capture_output=True,
             text=True,
+            preexec_fn=heed_interrupts,
         )
 
     @property
