@@ -18,7 +18,7 @@ BURSTS = 8
 PAUSE_S = 0.005
 """Between bursts, like the gap in which the harness stages its next sample."""
 CACHE_FACTOR = 8
-"""A copy of this many last-level caches comes from memory."""
+"""A copy of this many last-level caches comes from memory; the share of work on less says nothing."""
 UNKNOWN_CACHE_BYTES = 64 << 20
 GPU_COPY_BYTES = 2 << 30
 GPU_PRODUCT_SIZE = 8192

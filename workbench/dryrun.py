@@ -25,6 +25,7 @@ from workbench.job import RowJob
 from workbench.machine import Device
 from workbench.measure import take_samples
 from workbench.plan import PlannedGroup, PlannedRow
+from workbench.record import Record
 from workbench.report import stdout
 from workbench.request import Settings
 from workbench.rows import least_work
@@ -72,20 +73,22 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
     once = (PROCESS_S + gate) / len(entry.group.rows) + settings.budget_s
     logits = 4 * shapes.batch * config.vocab_size
     cache = cache_bytes(config, settings.dtype, shapes.batch, shapes.capacity)
-    record = entry.record
     return Estimate(
         backend=entry.contestant.name,
         phase=row.phase,
         batch=row.batch,
         length=row.length,
-        state="measure"
-        if record is None
-        else "measured"
-        if record.timed
-        else f"{record.status}: {record.reason}",
+        state=state_of(entry.record),
         time_s=missing * once,
         memory_bytes=weight_bytes(config, settings.dtype) + cache + logits,
     )
+
+
+def state_of(record: Record | None) -> str:
+    """Say what becomes of a row."""
+    if record is None:
+        return "measure"
+    return "measured" if record.timed else f"{record.status}: {record.reason}"
 
 
 def guess(settings: Settings, device: Device, config: DecoderConfig, row: PlannedRow) -> float:

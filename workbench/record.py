@@ -7,9 +7,9 @@ SI units are in the field names; a number that could not exist is None. The hist
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from workbench.caches import digest
+from workbench.job import Json
 
 SCHEMA = 1
 
@@ -29,8 +29,6 @@ STATUSES = (
     "wrong",
     "implausible",
 )
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ from datetime import UTC, datetime
 
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
+from workbench.ceilings import CACHE_FACTOR
 from workbench.job import Json, RowResult
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
 from workbench.statistics import percentile, summarise
-
-CACHE_FACTOR = 8
-"""Work that moves fewer bytes than this many last-level caches may run from cache: its share says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +39,7 @@ def gather(
     shapes = group.shapes
     return Evidence(
         work=least_work(config, dtype, row),
-        ceilings=summarise_ceilings(
-            [look for index, look in enumerate(looks) if look and look not in looks[:index]]
-        ),
+        ceilings=summarise_ceilings([look for index, look in enumerate(looks) if look not in looks[:index]]),
         weight_bytes=weight_bytes(config, dtype),
         cache_bytes=cache_bytes(config, dtype, shapes.batch, shapes.capacity),
         build_s={

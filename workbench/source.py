@@ -40,7 +40,7 @@ def prepare(model: str, dtype: str, progress: Progress) -> Source:
 
 
 def foresee(model: str, dtype: str, progress: Progress) -> Source:
-    """Find the model's folder without writing anything; raises UserError."""
+    """Find the model's folder without writing a preset; raises UserError."""
     given = locate(model)
     folder = given if given is not None else cache_root() / "presets" / f"{model}-{dtype}"
     name = model if given is None else given.resolve().name
