@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.torch_probe import probe_torch
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -19,7 +19,53 @@ if TYPE_CHECKING:
 
     from backends.torch_engine import State, Steps
 
-MODES = ("reduce-overhead", "default", "max-autotune", "max-autotune-no-cudagraphs")
+TUNED = "tuned"
+MODES = (TUNED, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+TUNED_DECODE = {
+    "coordinate_descent_tuning": True,  # also lowers a product with one row to a reduction, and tunes that
+    "triton.cooperative_reductions": True,  # a norm of one row would otherwise leave all but one SM idle
+}
+"""Inductor's settings for decode on a GPU, the fastest of those tried (results/README.md). Prefill is
+fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
+ATTENTIONS = ("auto", "flex", "masked", "products")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the two programs are compiled and launched."""
+
+    attention: str
+    """How decode attends: `flex`, `masked` or `products`."""
+    mode: str | None
+    """torch.compile's mode; None: the settings below."""
+    decode: Mapping[str, Any]
+    """Inductor's settings for the decode program."""
+    replay: bool
+    """Whether prefill and decode are each captured as one CUDA graph by us."""
+
+    @property
+    def provenance(self) -> str:
+        """Name every public setting that differs from plain torch.compile."""
+        parts = [f"attention={self.attention}", *(str(name) for name in self.decode)]
+        parts += [f"mode={self.mode}"] if self.mode else []
+        parts += ["one CUDA graph a step"] if self.replay else []
+        return f"configured: {', '.join(parts)}"
+
+
+def choose(options: Mapping[str, str], device: str) -> Plan:
+    """Settle what the options leave open; raises Unsupported for what the device has not."""
+    on_gpu = device.startswith("cuda")
+    attention = options.get("attention", ATTENTIONS[0])
+    if attention == "auto":
+        attention = "flex" if on_gpu else "masked"
+    elif attention == "flex" and not on_gpu:
+        raise Unsupported(
+            f"flex attention's decode kernel is for GPUs, not for {device}: use attention=masked"
+        )
+    mode = options.get("mode", MODES[0])
+    if mode != TUNED:
+        return Plan(attention, mode, {}, replay=False)
+    return Plan(attention, None, TUNED_DECODE if on_gpu else {}, replay=on_gpu)
 
 
 class Compile:
@@ -27,7 +73,9 @@ class Compile:
 
     name = "compile"
     options: Mapping[str, Option] = {
-        "mode": Option("torch.compile's mode; the first and third replay CUDA graphs on a GPU", MODES),
+        "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
+        "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),
+        "mode": Option("torch.compile's mode; tuned: the best settings found for the device", MODES),
     }
 
     def probe(self) -> Probe:
@@ -46,38 +94,89 @@ class Compile:
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Note what to compile: torch.compile works in the process that runs the program."""
-        return Artefact(config, shapes, target, options, definition="common", provenance="configured")
+        if "stock" in options:
+            if len(options) > 1:
+                raise Unsupported("compile[stock] has no settings: leave out the other options")
+            return Artefact(config, shapes, target, options, definition="common", provenance="stock")
+        plan = choose(options, target.device)
+        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=plan)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""
         from backends.torch_engine import TorchEngine
 
-        return TorchEngine(artefact, weights, partial(lower, mode=artefact.options.get("mode", MODES[0])))
+        plan = artefact.payload
+        return TorchEngine(artefact, weights, partial(lower, plan=plan) if plan else lower_stock)
 
 
-def lower(state: State, mode: str) -> Steps:
+def lower_stock(state: State) -> Steps:
+    """Compile what `eager` runs: the length is a number of the host, which the program takes as a symbol."""
+    import torch
+
+    from backends.torch_engine import Steps, prefill_step, sliced_step
+
+    raise_limits()
+    compiled_prefill, compiled_decode = torch.compile(prefill_step), torch.compile(sliced_step)
+
+    def prefill(tokens: Tensor) -> None:
+        state.logits, state.token = compiled_prefill(state, tokens)
+
+    def decode() -> None:
+        state.logits, state.token = compiled_decode(state)
+
+    return Steps(prefill, decode)
+
+
+def lower(state: State, plan: Plan) -> Steps:
     """Compile the two steps on a static cache: all they read, the weights too, is an input of the program."""
     import torch
 
     from backends.torch_engine import Steps, static_decode, static_prefill
+    from backends.torch_ops import FlexDecode, MaskedDecode, ProductsDecode
 
-    # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
-    settings = torch._inductor.list_mode_options(mode)
+    raise_limits()
+    settings = dict(torch._inductor.list_mode_options(plan.mode)) if plan.mode else {}
     if settings.get("triton.cudagraphs") and state.position.is_cuda:
         settings["triton.cudagraph_or_error"] = True  # a step that is silently not a graph is no result
-    compiled = partial(torch.compile, fullgraph=True, dynamic=False, options=settings)
-    compiled_prefill, compiled_decode = compiled(static_prefill), compiled(static_decode)
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
+    compiled_prefill = compiled(static_prefill, options=settings)
+    compiled_decode = compiled(static_decode, options={**settings, **plan.decode})
     mark_static(*state.tensors())  # or a CUDA graph would copy the weights in at every replay
+    attention = {"flex": FlexDecode, "masked": MaskedDecode, "products": ProductsDecode}[plan.attention]
+    decode = partial(compiled_decode, state, attention)
+    if plan.replay:
+        return replayed(state, compiled_prefill, decode)
 
     def prefill(tokens: Tensor) -> None:
         mark_static(tokens)
         compiled_prefill(state, tokens)
 
-    def decode() -> None:
-        compiled_decode(state)
-
     return Steps(prefill, decode)
+
+
+def replayed(state: State, prefill: Callable[[State, Tensor], None], decode: Callable[[], None]) -> Steps:
+    """Capture each step as one CUDA graph, prefill for each prompt length: its buffer keeps its address."""
+    import torch
+
+    from backends.torch_engine import Replay, Steps
+
+    pool = torch.cuda.graph_pool_handle()
+    prefills: dict[int, Replay] = {}
+
+    def replay(tokens: Tensor) -> None:
+        length = tokens.shape[1]
+        if length not in prefills:
+            prefills[length] = Replay(state, partial(prefill, state, tokens), pool)
+        prefills[length]()
+
+    return Steps(replay, Replay(state, decode, pool))
+
+
+def raise_limits() -> None:
+    """Allow a program for each prompt length, data type and batch of the process; beyond, it would fail."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
 
 
 def mark_static(*tensors: Tensor) -> None:

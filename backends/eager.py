@@ -35,11 +35,11 @@ class Eager:
         graph = "graph" in options
         if graph and not target.device.startswith("cuda"):
             raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
-        provenance = "configured" if graph else "stock"
+        provenance = "configured: one CUDA graph a decode step" if graph else "stock"
         return Artefact(config, shapes, target, options, definition="common", provenance=provenance)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
-        """Place the weights, allocate the cache, and capture the graph if there is to be one."""
+        """Place the weights and allocate the cache; a graph is captured at the first decode step."""
         from backends.torch_engine import TorchEngine
 
         return TorchEngine(artefact, weights, lower_graph if "graph" in artefact.options else lower_eager)
@@ -62,18 +62,8 @@ def lower_graph(state: State) -> Steps:
     """Capture one decode step whose position lives on the device; prefill stays as it is."""
     import torch
 
-    from backends.torch_engine import Steps, static_decode, static_prefill
+    from backends.torch_engine import Replay, Steps, static_decode, static_prefill
+    from backends.torch_ops import MaskedDecode
 
-    side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # cuBLAS allocates and picks its kernels here, outside the capture
-        for _ in range(3):
-            state.seek(0)
-            static_decode(state)
-    torch.cuda.current_stream().wait_stream(side)
-    state.seek(0)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        static_decode(state)
-
-    return Steps(lambda tokens: static_prefill(state, tokens), graph.replay)
+    decode = Replay(state, lambda: static_decode(state, MaskedDecode), torch.cuda.graph_pool_handle())
+    return Steps(lambda tokens: static_prefill(state, tokens), decode)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from backends.contract import Artefact
-from backends.torch_ops import Cache, MaskedDecode, Prefill, Rope, SlicedDecode
+from backends.torch_ops import Cache, DeviceDecode, Prefill, Rope, SlicedDecode
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.decoder import forward
@@ -54,9 +55,9 @@ def sliced_step(state: State) -> tuple[Tensor, Tensor]:
     return forward(ops, state.config, state.weights, state.token[:, None])
 
 
-def masked_step(state: State) -> tuple[Tensor, Tensor]:
+def device_step(state: State, attention: type[DeviceDecode]) -> tuple[Tensor, Tensor]:
     """Run one token at the device's position; returns logits [B, V] and next token [B]."""
-    ops = MaskedDecode(state.config, state.cache, state.rope, state.position)
+    ops = attention(state.config, state.cache, state.rope, state.position)
     return forward(ops, state.config, state.weights, state.token[:, None])
 
 
@@ -68,12 +69,49 @@ def static_prefill(state: State, tokens: Tensor) -> None:
     state.position.fill_(tokens.shape[1])
 
 
-def static_decode(state: State) -> None:
+def static_decode(state: State, attention: type[DeviceDecode]) -> None:
     """Decode into the state's own buffers and advance the position: one program, replayed for every step."""
-    logits, token = masked_step(state)
+    logits, token = device_step(state, attention)
     state.logits.copy_(logits)
     state.token.copy_(token)
     state.position.add_(1)
+
+
+class Replay:
+    """A step on a state's own buffers, captured as one CUDA graph when it first runs, replayed ever after."""
+
+    WARM_UPS = 3
+    """Runs outside the capture, in which programs are compiled and cuBLAS picks kernels and allocates."""
+
+    def __init__(self, state: State, step: Callable[[], None], pool: Any) -> None:
+        self._state = state
+        self._step = step
+        self._pool = pool
+        """Shared by an engine's graphs: one runs at a time and leaves nothing there."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Run the step."""
+        if self._graph is None:
+            self._graph = self._capture()
+        self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Capture the step; token and position are afterwards what they were."""
+        state = self._state
+        token, position = state.token.clone(), state.position.clone()
+        side: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(self.WARM_UPS):
+                self._step()
+                state.token.copy_(token)
+                state.position.copy_(position)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._step()
+        return graph
 
 
 @dataclass(frozen=True)

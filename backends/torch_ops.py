@@ -1,4 +1,4 @@
-"""The model's operations in plain PyTorch, with three ways to attend: prefill, sliced and masked decode.
+"""The model's operations in plain PyTorch, with each way to attend: a prefill, a decode over its cache.
 
 An ops object lives for one step: it knows the positions of that step's tokens and the cache they go to.
 B sequences, T new tokens, D hidden size, H query heads, K key/value heads, G = H / K query heads to each
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from backends.contract import POISON
 from models.config import DecoderConfig
@@ -162,12 +163,31 @@ class SlicedDecode(TorchOps):
         return out.reshape(q.shape[0], 1, -1)
 
 
-class MaskedDecode(TorchOps):
-    """One token at a position [1] on the device: one program for all lengths, over the whole capacity."""
+class DeviceDecode(TorchOps):
+    """One token at a position [1] on the device, so that one program serves all lengths."""
 
     def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
         super().__init__(config, cache, rope.cos[position], rope.sin[position])
         self.position = position
+        self.capacity = cache.keys[0].shape[2]
+
+    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Write k and v at the position, attend with the subclass's kernel."""
+        keys.index_copy_(2, self.position, k.transpose(1, 2))
+        values.index_copy_(2, self.position, v.transpose(1, 2))
+        out = self.attend_filled(fold_heads(q, keys.shape[1]), keys, values)
+        return out.reshape(q.shape[0], 1, -1)
+
+    def attend_filled(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend with q [B, K, G, Dh] to the positions filled of keys and values [B, K, C, Dh]."""
+        raise NotImplementedError
+
+
+class MaskedDecode(DeviceDecode):
+    """SDPA over the whole capacity with a mask: a kernel that takes one does not split over the cache."""
+
+    def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
+        super().__init__(config, cache, rope, position)
         batch, kv_heads, capacity, _ = cache.keys[0].shape
         beyond = torch.arange(capacity, device=position.device) > position
         # Additive and in the stored dtype, once for all layers: a boolean mask is converted at every call.
@@ -175,10 +195,47 @@ class MaskedDecode(TorchOps):
         mask = mask.masked_fill(beyond, float("-inf"))
         self.mask = mask.expand(batch, kv_heads, config.heads // config.kv_heads, capacity)
 
-    def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend_filled(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend with a kernel that takes a mask: flash on a CPU, memory-efficient on a GPU."""
-        keys.index_copy_(2, self.position, k.transpose(1, 2))
-        values.index_copy_(2, self.position, v.transpose(1, 2))
-        q = fold_heads(q, keys.shape[1])
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)  # [B, K, G, Dh]
-        return out.reshape(q.shape[0], 1, -1)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
+
+
+class ProductsDecode(DeviceDecode):
+    """Two products with a masked softmax between them, which a compiler lowers as it likes."""
+
+    def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
+        super().__init__(config, cache, rope, position)
+        self.beyond = torch.arange(self.capacity, device=position.device) > position
+
+    def attend_filled(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend over the whole capacity, with the softmax in float32."""
+        scores = (q @ keys.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # [B, K, G, C]
+        weights = scores.masked_fill(self.beyond, float("-inf")).softmax(-1)
+        out: Tensor = weights.to(values.dtype) @ values
+        return out
+
+
+class FlexDecode(DeviceDecode):
+    """Flex attention's decode kernel: split over the cache, and no block beyond the position is read."""
+
+    BLOCK = 128
+    """Positions that the kernel reads or leaves out together."""
+
+    def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
+        super().__init__(config, cache, rope, position)
+        filled = (position // self.BLOCK + 1).to(torch.int32).view(1, 1, 1)
+        blocks = torch.arange(-(-self.capacity // self.BLOCK), device=position.device, dtype=torch.int32)
+        last = position.view(())
+        self.mask = BlockMask.from_kv_blocks(
+            filled,
+            blocks.view(1, 1, 1, -1),
+            BLOCK_SIZE=(self.BLOCK, self.BLOCK),
+            mask_mod=lambda batch, head, query, key: key <= last,  # noqa: ARG005 (the library's signature)
+            seq_lengths=(1, self.capacity),
+            compute_q_blocks=False,  # of use to a backward pass only
+        )
+
+    def attend_filled(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend; the kernel itself takes the G queries of a key/value head together."""
+        heads = q.flatten(1, 2)[:, :, None]  # [B, H, 1, Dh]
+        return flex_attention(heads, keys, values, block_mask=self.mask, enable_gqa=True)

@@ -73,7 +73,7 @@ class Record:
     definition: str | None
     """`common`, `own` or `imported`; None if the backend never came so far."""
     provenance: str | None
-    """`stock`, `configured` or `patched: NAME, ...`."""
+    """`stock`, `configured: NAME, ...` or `patched: NAME, ...`."""
     model: str
     """Preset's name or checkpoint folder's name."""
     weights: str

@@ -16,8 +16,8 @@ from tests.contract.reference import FAMILIES, reference_logits
 
 torch = pytest.importorskip("torch")
 
-from backends.torch_engine import TorchEngine, masked_step, sliced_step  # noqa: E402 (torch may be missing)
-from backends.torch_ops import Cache, Prefill, Rope, TorchOps  # noqa: E402
+from backends.torch_engine import TorchEngine, device_step, sliced_step  # noqa: E402 (torch may be missing)
+from backends.torch_ops import Cache, MaskedDecode, Prefill, Rope, TorchOps  # noqa: E402
 
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
@@ -121,7 +121,7 @@ def test_the_masked_step_equals_the_sliced_one(open_family: OpenFamily, family: 
         engine.feed(TOKENS[:, position])
         with torch.inference_mode():
             sliced, _ = sliced_step(engine.state)
-            masked, _ = masked_step(engine.state)
+            masked, _ = device_step(engine.state, MaskedDecode)
         assert (masked - sliced).abs().max() <= 1e-5 * sliced.abs().max() + (dtype == "bfloat16") * 0.05
     engine.close()
 
@@ -170,7 +170,7 @@ def test_a_graph_needs_a_gpu(open_family: OpenFamily) -> None:
 def test_provenance_is_told_truthfully(open_family: OpenFamily) -> None:
     weights = open_family("llama", "float32")
     assert build("eager", weights).provenance == "stock"
-    assert build("compile", weights).provenance == "configured"
+    assert build("compile", weights).provenance == "configured: attention=masked"
     assert {build(name, weights).definition for name in ("eager", "compile")} == {"common"}
 
 
