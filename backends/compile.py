@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 TUNED = "tuned"
 MODES = (TUNED, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-TUNED_DECODE = {
+TUNED_DECODE: dict[str, bool | int] = {
     "coordinate_descent_tuning": True,  # also lowers a product with one row to a reduction, and tunes that
     "triton.cooperative_reductions": True,  # a norm of one row would otherwise leave all but one SM idle
+    # The residual stream and each gate are stored instead of computed anew by all who read them: then all
+    # layers run the same few kernels, and a product does not repeat an activation for each of its rows.
+    "realize_reads_threshold": 1,
+    "realize_opcount_threshold": 8,
 }
 """Inductor's settings for decode on a GPU, the fastest of those tried (results/README.md). Prefill is
 fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
+SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent_check_all_directions": True}}
+"""How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
 ATTENTIONS = ("auto", "flex", "masked", "products")
 
 
@@ -65,7 +71,9 @@ def choose(options: Mapping[str, str], device: str) -> Plan:
     mode = options.get("mode", MODES[0])
     if mode != TUNED:
         return Plan(attention, mode, {}, replay=False)
-    return Plan(attention, None, TUNED_DECODE if on_gpu else {}, replay=on_gpu)
+    if not on_gpu:
+        return Plan(attention, None, {}, replay=False)
+    return Plan(attention, None, TUNED_DECODE | SEARCHES[options.get("search", "steps")], replay=True)
 
 
 class Compile:
@@ -76,6 +84,7 @@ class Compile:
         "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
         "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),
         "mode": Option("torch.compile's mode; tuned: the best settings found for the device", MODES),
+        "search": Option("how wide mode=tuned searches for each kernel's blocks on a GPU", tuple(SEARCHES)),
     }
 
     def probe(self) -> Probe:

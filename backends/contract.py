@@ -84,7 +84,7 @@ class Artefact:
     definition: str
     """`common` (traced from models/decoder.py), `own` or `imported`."""
     provenance: str
-    """`stock`, `configured: NAME, ...` (public settings), `patched: NAME, ...` (passes or kernels of ours)."""
+    """`stock`, `configured: NAME, ...` (public settings) or `patched: NAME, ...` (of ours)."""
     payload: Any = None
     """Whatever the backend needs to load it."""
 
