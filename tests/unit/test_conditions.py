@@ -46,9 +46,6 @@ def test_the_power_limit_is_warned_of_by_its_worst_process():
     assert power.startswith("the power limit (700 W) held the clock in 80% of the samples; ")
     assert "median was 1395 MHz" in power
     assert "nvidia-smi -pl" in power
-    assert (
-        "fell from 1980 to 1395" not in fall
-    )  # the halves' medians: 1395 in the second, 1980 or less before
     assert slow_down([capped]) is None
 
 
