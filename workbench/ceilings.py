@@ -69,17 +69,18 @@ def measure_ceilings(job: CeilingsJob) -> dict[str, Any]:
 
     on = prepare(torch, job.device, job.dtype)
     with torch.no_grad():
-        copy, read, product = copy_work(on), read_work(on), product_work(on)
-        guess = Work(bytes=round(first_rate(on, read)), flops=round(first_rate(on, product)))
-        streaming = bursts(job.bandwidth, guess, on.longest_s)
-        multiplying = bursts(job.product, guess, on.longest_s)
-        copied, read_only = (rates(on, work, streaming) for work in (copy, read))
+        works = copy_work(on), read_work(on), product_work(on)
+        copying, reading, multiplying = (first_rate(on, work) for work in works)
+        first = Work(bytes=round(reading), flops=round(multiplying))
+        memory, products = (bursts(each, first, on.longest_s) for each in (job.bandwidth, job.product))
+        copied = rates(on, works[0], copying, memory)
+        read = rates(on, works[1], reading, memory)
         return {
             # Decode mostly reads. A CPU reads faster than it copies: it fetches what it is to overwrite.
-            "bandwidth_bytes_per_s": max(copied, read_only, key=median),
-            "flops_per_s": rates(on, product, multiplying),
+            "bandwidth_bytes_per_s": max(copied, read, key=median),
+            "flops_per_s": rates(on, works[2], multiplying, products),
             "last_level_cache_bytes": cache_bytes(torch, job.device),
-            "bursts": {"bandwidth": asdict(streaming), "product": asdict(multiplying)},
+            "bursts": {"bandwidth": asdict(memory), "product": asdict(products)},
         }
 
 
@@ -142,10 +143,10 @@ def first_rate(on: Device, work: Call) -> float:
     return amount * count / _burst(on, call, count)
 
 
-def rates(on: Device, work: Call, how: Bursts) -> list[float]:
-    """Repeat the work back to back in bursts; returns the rate of each [unit/s]."""
+def rates(on: Device, work: Call, first: float, how: Bursts) -> list[float]:
+    """Repeat the work back to back in bursts; returns the rate of each, `first` being a guess [unit/s]."""
     call, amount = work
-    count = _repeats(how.burst_s, amount / first_rate(on, work))
+    count = _repeats(how.burst_s, amount / first)
     end = time.monotonic() + on.warm_s
     while time.monotonic() < end:
         time.sleep(how.pause_s)

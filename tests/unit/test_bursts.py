@@ -97,7 +97,7 @@ def test_bursts_that_warmed_up_are_counted_and_each_has_its_pause(monkeypatch: p
         monkeypatch.setattr(ceilings.time, name, function)
     unused: Any = None
     on = ceilings.Device(unused, "cuda:0", unused, lambda: None, 0, 0, warm_s=0.3, longest_s=1.0)
-    found = ceilings.rates(on, (call, 5.0), ceilings.Bursts(0.05, 0.004))
+    found = ceilings.rates(on, (call, 5.0), 2500.0, ceilings.Bursts(0.05, 0.004))
     assert found == pytest.approx([5000.0] * ceilings.BURSTS)
     assert len(naps) > ceilings.BURSTS
     assert set(naps) == {0.004}
