@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 from models.errors import UserError
+from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
 from workbench.contestants import Contestant
 from workbench.entries import Entry
@@ -27,8 +27,6 @@ SEED = 0
 """Of the tokens."""
 PROCESS_S = 15.0
 """Guess for what a process does besides timing: start, load, build, gate."""
-FIRST_BURST_S = 0.2
-"""Length of the ceilings' bursts before the length of any timed sample is known."""
 
 
 class Campaign:
@@ -52,13 +50,13 @@ class Campaign:
         self.logs = cache_root() / "logs" / slug(device.device)
         self.ceilings: Json | None = None
         """As last measured."""
-        self.bursts_s: list[float] = []
-        """How long the timed samples took so far."""
+        self.todo: list[Entry] = []
+        """The rows that this call measures."""
         self.complained = False
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """Run what is missing, round by round, and finish every row."""
-        todo = [entry for entry in entries if entry.record is None]
+        self.todo = todo = [entry for entry in entries if entry.record is None]
         repeats = range(self.settings.repeats)
         missing = sum(entry.lacks(repeat) for entry in todo for repeat in repeats)
         self.progress.expect(missing, PROCESS_S + 2 * self.settings.budget_s)
@@ -139,8 +137,6 @@ class Campaign:
 
     def keep(self, entry: Entry, repeat: int, result: RowResult) -> None:
         """Remember a timed result, on disk before anything else happens."""
-        if repeat not in entry.results:
-            self.bursts_s.append(median(result.samples_s) * (entry.row.steps or 1))
         entry.results[repeat] = result
         try:
             self.store.keep(self.device.name, repeat, result)
@@ -151,7 +147,9 @@ class Campaign:
         """Finish one row and write it; the other processes of a failed row stay for the next call."""
         results = [entry.results[repeat] for repeat in sorted(entry.results)]
         results += [entry.failure] if entry.failure else []
-        evidence = gather(self.source.config, self.settings.dtype, entry.group, entry.row, results)
+        evidence = gather(
+            self.source.config, self.settings.dtype, self.device, entry.group, entry.row, results
+        )
         entry.record = finish(entry.blank, results, evidence)
         try:
             self.store.append(entry.record)
@@ -188,10 +186,11 @@ class Campaign:
             )
 
     def measure_ceilings(self) -> Json:
-        """Measure what the machine can do, in bursts as long as the samples timed so far."""
+        """Measure what the machine can do, at the duty cycle of the samples timed so far."""
         self.progress.say("measuring the machine's ceilings")
-        burst = median(self.bursts_s) if self.bursts_s else FIRST_BURST_S
-        job = CeilingsJob(device=self.device.device, dtype=self.settings.dtype, burst_s=burst)
+        config, dtype = self.source.config, self.settings.dtype
+        bandwidth, product = (plan_bursts(config, dtype, self.todo, phase) for phase in ("decode", "prefill"))
+        job = CeilingsJob(self.device.device, dtype, bandwidth, product)
         environment = thread_environment(self.device)
         outcome = run(job, log=self.logs / "ceilings.log", limits=self.limits, environment=environment)
         if outcome.result is None:

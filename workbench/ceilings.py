@@ -1,22 +1,27 @@
 """What a device can do at most: its bandwidth by a large copy or read, its rate by a large product, by torch.
 
-Measured on random-normal data in the row's dtype (a product of zeros draws less power and runs faster), in
-bursts as long as a timed sample with a pause between them, so that the device is as warm as when it is timed.
+Measured on random-normal data in the row's dtype (a product of zeros draws less power and runs faster), at
+the duty cycle of the timed work: bandwidth in bursts as long as a chain of decode steps, products in bursts
+as long as a prefill, each after the pause that the harness makes between samples, so that the device is as
+warm, and its power as limited, as when it is timed.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from models.work import Work
 from workbench import machine
 from workbench.clock import wait_for_gpu
+from workbench.job import BurstJob, CeilingsJob
+from workbench.stopping import WARM_LEAST_S
 
 BURSTS = 8
 """Samples of each ceiling: what their interval is made of."""
-PAUSE_S = 0.005
-"""Between bursts, like the gap in which the harness stages its next sample."""
+GUESS_S = 0.01
+"""Length of the run that tells how long one call takes."""
 CACHE_FACTOR = 8
 """A copy of this many last-level caches comes from memory; the share of work on less says nothing."""
 UNKNOWN_CACHE_BYTES = 64 << 20
@@ -24,6 +29,13 @@ GPU_COPY_BYTES = 2 << 30
 GPU_PRODUCT_SIZE = 8192
 CPU_LONGEST_S = 1.2
 """All bursts of one CPU job together: the shares are worth no more waiting there."""
+GPU_LONGEST_S = 3.2
+"""All bursts of one GPU job together, so that a look takes below five seconds with all around it."""
+KINDS = 3
+"""Copy, read, product."""
+
+Call = tuple[Callable[[], Any], float]
+"""Work to repeat, and its amount in bytes or FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +49,60 @@ class Device:
     """Returns when the device is idle."""
     copy_bytes: int
     product_size: int
+    warm_s: float
+    """How long bursts are repeated before they count, as the harness warms up."""
+    longest_s: float
+    """How long a burst with its pause may last."""
 
 
-def measure_ceilings(device: str, dtype: str, burst_s: float) -> dict[str, Any]:
-    """Return all samples of `bandwidth_bytes_per_s` and `flops_per_s`, and `last_level_cache_bytes`."""
+@dataclass(frozen=True)
+class Bursts:
+    """How long bursts last and how long the device is left alone before each, in seconds."""
+
+    burst_s: float
+    pause_s: float
+
+
+def measure_ceilings(job: CeilingsJob) -> dict[str, Any]:
+    """Return all samples of `bandwidth_bytes_per_s` and `flops_per_s`, how they were taken, and the cache."""
     import torch
 
-    on = prepare(torch, device, dtype)
-    if device == "cpu":
-        burst_s = min(burst_s, CPU_LONGEST_S / (3 * BURSTS))
+    on = prepare(torch, job.device, job.dtype)
     with torch.no_grad():
-        copied, read = (rates(on, work, burst_s) for work in (copy_work(on), read_work(on)))
+        works = copy_work(on), read_work(on), product_work(on)
+        copying, reading, multiplying = (first_rate(on, work) for work in works)
+        first = Work(bytes=round(reading), flops=round(multiplying))
+        memory, products = (bursts(each, first, on.longest_s) for each in (job.bandwidth, job.product))
+        copied = rates(on, works[0], copying, memory)
+        read = rates(on, works[1], reading, memory)
         return {
             # Decode mostly reads. A CPU reads faster than it copies: it fetches what it is to overwrite.
             "bandwidth_bytes_per_s": max(copied, read, key=median),
-            "flops_per_s": rates(on, product_work(on), burst_s),
-            "last_level_cache_bytes": cache_bytes(torch, device),
+            "flops_per_s": rates(on, works[2], multiplying, products),
+            "last_level_cache_bytes": cache_bytes(torch, job.device),
+            "bursts": {"bandwidth": asdict(memory), "product": asdict(products)},
         }
+
+
+def bursts(job: BurstJob, rates_per_s: Work, longest_s: float) -> Bursts:
+    """Settle how bursts follow each other; what would take too long is shortened at the same duty cycle."""
+    estimates = [max(size / rates_per_s.bytes, flops / rates_per_s.flops) for size, flops in job.least]
+    burst_s = job.burst_s if job.burst_s is not None else median(estimates)
+    scale = min(1.0, longest_s / (burst_s + job.pause_s))
+    return Bursts(scale * burst_s, scale * job.pause_s)
 
 
 def prepare(torch: Any, device: str, dtype: str) -> Device:
     """Choose sizes that suit the device."""
     stored = getattr(torch, dtype)
     if device != "cpu":
-        return Device(torch, device, stored, wait_for_gpu(device), GPU_COPY_BYTES, GPU_PRODUCT_SIZE)
+        longest = GPU_LONGEST_S / (KINDS * BURSTS)
+        wait = wait_for_gpu(device)
+        return Device(torch, device, stored, wait, GPU_COPY_BYTES, GPU_PRODUCT_SIZE, WARM_LEAST_S, longest)
     cache = cache_bytes(torch, device) or UNKNOWN_CACHE_BYTES
+    longest = CPU_LONGEST_S / (KINDS * BURSTS)
     # Two buffers make up the copy: what is read and what is written.
-    return Device(torch, device, stored, _nothing, CACHE_FACTOR * cache // 2, 1024)
+    return Device(torch, device, stored, _nothing, CACHE_FACTOR * cache // 2, 1024, 0.0, longest)
 
 
 def cache_bytes(torch: Any, device: str) -> int | None:
@@ -73,7 +112,7 @@ def cache_bytes(torch: Any, device: str) -> int | None:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def copy_work(on: Device) -> tuple[Callable[[], Any], float]:
+def copy_work(on: Device) -> Call:
     """Return a copy and the bytes that it reads and writes."""
     count = on.copy_bytes // on.dtype.itemsize
     source = on.torch.empty(count, dtype=on.dtype, device=on.name).normal_()
@@ -81,14 +120,14 @@ def copy_work(on: Device) -> tuple[Callable[[], Any], float]:
     return lambda: target.copy_(source), 2.0 * count * on.dtype.itemsize
 
 
-def read_work(on: Device) -> tuple[Callable[[], Any], float]:
+def read_work(on: Device) -> Call:
     """Return a sum over as much as a copy reads and writes, and the bytes that it reads."""
     count = 2 * on.copy_bytes // on.dtype.itemsize
     source = on.torch.empty(count, dtype=on.dtype, device=on.name).normal_()
     return lambda: source.sum(), float(count * on.dtype.itemsize)
 
 
-def product_work(on: Device) -> tuple[Callable[[], Any], float]:
+def product_work(on: Device) -> Call:
     """Return a product of two square matrices and its FLOPs."""
     size = on.product_size
     left, right = (on.torch.randn(size, size, device=on.name).to(on.dtype) for _ in range(2))
@@ -96,15 +135,25 @@ def product_work(on: Device) -> tuple[Callable[[], Any], float]:
     return lambda: on.torch.mm(left, right.t(), out=result), 2.0 * size**3
 
 
-def rates(on: Device, work: tuple[Callable[[], Any], float], burst_s: float) -> list[float]:
-    """Repeat the work back to back in bursts of about `burst_s`; returns each burst's rate [unit/s]."""
+def first_rate(on: Device, work: Call) -> float:
+    """Return about how much of the work a second does."""
     call, amount = work
-    # The second, longer guess counts; the first one meets cold caches and clocks.
-    guess = _repeats(burst_s / 4, _burst(on, call, 1))
-    count = _repeats(burst_s, _burst(on, call, guess) / guess)
+    # The second, longer run counts; the first one meets cold caches.
+    count = _repeats(GUESS_S, _burst(on, call, 1))
+    return amount * count / _burst(on, call, count)
+
+
+def rates(on: Device, work: Call, first: float, how: Bursts) -> list[float]:
+    """Repeat the work back to back in bursts; returns the rate of each, `first` being a guess [unit/s]."""
+    call, amount = work
+    count = _repeats(how.burst_s, amount / first)
+    end = time.monotonic() + on.warm_s
+    while time.monotonic() < end:
+        time.sleep(how.pause_s)
+        count = _repeats(how.burst_s, _burst(on, call, count) / count)
     found = []
     for _ in range(BURSTS):
-        time.sleep(PAUSE_S)
+        time.sleep(how.pause_s)
         found.append(amount * count / _burst(on, call, count))
     return found
 

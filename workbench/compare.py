@@ -12,7 +12,8 @@ from workbench.caches import LOCKS
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant, choose
 from workbench.entries import enter
-from workbench.machine import Device, DeviceLock, describe, resolve_device
+from workbench.locks import DeviceLock
+from workbench.machine import Device, describe, resolve_device
 from workbench.plan import PlannedGroup, plan
 from workbench.progress import Progress
 from workbench.ratios import find_ratios

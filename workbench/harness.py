@@ -39,8 +39,14 @@ class Samples:
     """Seconds of each prefill, or of one step of each chain."""
     enqueue_s: tuple[float, ...]
     """Seconds until each prefill returned to the host; empty for decode."""
+    elapsed_s: float
+    """From the first sample's staging to the last one's end: the samples and the gaps before them."""
     settled: bool
     """Whether warming up ended because the times had settled."""
+
+    def gap_s(self, steps: int = 1) -> float:
+        """Return the mean seconds before a sample of `steps` steps in which the harness prepares it."""
+        return max(0.0, self.elapsed_s - steps * sum(self.samples_s)) / len(self.samples_s)
 
 
 def time_prefill(
@@ -108,15 +114,18 @@ def _collect(
             pass
         taken: list[Sample] = []
         begin = clock.now()
+        elapsed = 0.0
         enough = False
         while not enough:
             taken.append(sample())
-            enough = stop.add(taken[-1][0], clock.now() - begin)
+            elapsed = clock.now() - begin
+            enough = stop.add(taken[-1][0], elapsed)
             if progress is not None:
                 progress(len(taken))
     return Samples(
         samples_s=tuple(seconds for seconds, _ in taken),
         enqueue_s=tuple(enqueue for _, enqueue in taken if enqueue is not None),
+        elapsed_s=elapsed,
         settled=warm_up.settled,
     )
 

@@ -73,13 +73,25 @@ class GoldenJob:
 
 
 @dataclass(frozen=True)
+class BurstJob:
+    """How a ceiling's bursts follow each other: like the timed samples they are compared with."""
+
+    burst_s: float | None
+    """How long one lasts; None before anything was timed."""
+    pause_s: float
+    """How long the device is left alone before each."""
+    least: tuple[tuple[int, int], ...]
+    """Bytes and FLOPs of one sample of each row, to estimate `burst_s` by where it is None."""
+
+
+@dataclass(frozen=True)
 class CeilingsJob:
     """Measure a large copy's bandwidth and a large product's rate."""
 
     device: str
     dtype: str
-    burst_s: float
-    """How long one burst lasts, like the timed samples it is compared with."""
+    bandwidth: BurstJob
+    product: BurstJob
     kind: str = "ceilings"
 
 
@@ -110,6 +122,8 @@ class RowResult:
     reason: str | None = None
     samples_s: tuple[float, ...] = ()
     enqueue_s: tuple[float, ...] = ()
+    gap_s: float | None = None
+    """Mean seconds between two samples."""
     build_s: float | None = None
     """From `build()` to the first synchronised token of every shape, less the loading of weights."""
     cold: bool | None = None
@@ -141,6 +155,12 @@ def read_group(row: Json) -> GroupJob:
         golden=row["golden"],
         rows=tuple(RowJob(**each) for each in row["rows"]),
     )
+
+
+def read_ceilings(row: Json) -> CeilingsJob:
+    """Rebuild a job for the ceilings from JSON."""
+    bursts = {name: BurstJob(**row[name]) for name in ("bandwidth", "product")}
+    return CeilingsJob(**{**row, **bursts})
 
 
 def read_row_result(row: Json) -> RowResult:

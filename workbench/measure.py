@@ -189,6 +189,7 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
         reason=reason if unstable else None,
         samples_s=samples.samples_s,
         enqueue_s=samples.enqueue_s,
+        gap_s=samples.gap_s(row.steps or 1),
         warnings=() if samples.settled else (warning,),
     )
 

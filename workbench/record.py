@@ -2,6 +2,7 @@
 
 SI units are in the field names; a number that could not exist is None. The history of `SCHEMA`:
 1: first version.
+2: `fits`.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from workbench.caches import digest
 from workbench.job import Json
 
-SCHEMA = 1
+SCHEMA = 2
+READ_SCHEMAS = (1, 2)
 
 OK = "ok"
 UNSTABLE = "unstable"
@@ -55,7 +57,7 @@ class ProcessRun:
     enqueue_s: tuple[float, ...] = ()
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
-    """What the parent saw of the device meanwhile."""
+    """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Record:
     dtype: str
     device: str
     gpu: Json
-    """`name`, `uuid`, `driver`; for a CPU its name, its threads and the machine's `uuid`, hashed."""
+    """What `machine.Device.identity` says; a CPU has a name, threads and the machine's `uuid`, hashed."""
     status: str
     reason: str | None
     clock: str
@@ -110,6 +112,9 @@ class Record:
     load_s: float | None = None
     peak_bytes: Json = field(default_factory=dict)
     """`total`, `weights`, `cache`, `rest`."""
+    fits: Json = field(default_factory=dict)
+    """By that memory: how many cached `tokens` the device holds, the largest `context` at this batch and the
+    largest `batch` at this context; empty for a prefill, or where it is unknown."""
     error_ratio: float | None = None
     """Worst error of the checked logits over that of torch in the same dtype."""
     kernels: Json | None = None
@@ -152,9 +157,13 @@ WORK_FIELDS = (
 
 
 def device_identity(record: Record) -> Json:
-    """Name the hardware of a record, so that only rows of one kind of device are compared."""
-    kind = record.device.split(":")[0]
-    return {"device": kind, "name": record.gpu.get("name"), "threads": record.gpu.get("threads")}
+    """Name the hardware of a record, so that only rows of one kind of device are compared.
+
+    Two cards of one name are one kind if they may run as fast: under the same power limit, with the same
+    highest clocks, and with ECC alike. A limit that is unknown is not taken for the same as a known one.
+    """
+    names = ("name", "threads", "power_limit_w", "ecc", "max_sm_mhz", "max_memory_mhz")
+    return {"device": record.device.split(":")[0], **{name: record.gpu.get(name) for name in names}}
 
 
 def row_key(record: Record) -> str:
@@ -173,10 +182,10 @@ def to_json(record: Record) -> Json:
 def from_json(row: Json) -> Record:
     """Read a record of any known schema; raises ValueError for one that is none."""
     schema = row.get("schema")
-    if schema != SCHEMA:
+    if schema not in READ_SCHEMAS:
         raise ValueError(f"unknown schema {schema!r}; this version reads up to {SCHEMA}")
     try:
-        values = dict(row)
+        values = {**row, "schema": SCHEMA}  # what an older one lacks has a default
         values["time_s"] = Time(**row["time_s"]) if row["time_s"] else None
         values["processes"] = tuple(
             ProcessRun(tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"])

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from workbench import units
+from workbench import datasheets, units
 from workbench.ratios import Ratio, compare_rows, workload_of
 from workbench.record import Record, to_json
 
@@ -105,13 +105,31 @@ def held_equal(record: Record) -> list[str]:
     gpu = record.gpu
     device = f"{record.device}: {gpu.get('name', 'unknown')}"
     device += f", {gpu['threads']} threads" if "threads" in gpu else f", driver {gpu.get('driver')}"
+    device += f", power limit {gpu['power_limit_w']} W" if gpu.get("power_limit_w") else ""
     protocol = record.protocol
     return [
         f"model {record.model}, {record.dtype}, weights {record.weights[:12]}",
         f"device {device}",
         f"greedy decoding of the same tokens; processes a row: {protocol['processes']}, in rotating order; "
         f"logits verified before and after timing (gate {protocol['gate']})",
+        *ceilings(record),
     ]
+
+
+def ceilings(record: Record) -> list[str]:
+    """Say what the machine was measured to do, and what share of its datasheet that is where there is one."""
+    found = [record.ceilings.get(name) for name in ("bandwidth_bytes_per_s", "flops_per_s")]
+    if not all(found):
+        return []
+    bandwidth, products = (each["median"] for each in found if each)
+    gpu = str(record.gpu.get("name"))
+    of_bandwidth = datasheets.bandwidth_share(gpu, bandwidth)
+    of_products = datasheets.product_share(gpu, record.dtype, products)
+    line = f"ceilings {units.rate(bandwidth, 'B')}"
+    line += f" ({units.percent(of_bandwidth)} of the datasheet)" if of_bandwidth else ""
+    line += f", {units.rate(products, 'FLOP')} {record.dtype}"
+    line += f" ({units.percent(of_products)})" if of_products else ""
+    return [line]
 
 
 def verdict(section: Section) -> str:
@@ -127,6 +145,16 @@ def verdict(section: Section) -> str:
     if not lead.real:
         return f"{best.name} and {timed[1].name} cannot be told apart ({spread})"
     return f"{best.name} is fastest: {spread} the speed of {timed[1].name}"
+
+
+def room(section: Section) -> list[str]:
+    """Say what fits into the device by each backend's measured memory; nothing where that is unknown."""
+    fitting = [
+        f"{row.name} {row.batch} x {row.fits['context']} or {row.fits['batch']} x {row.context}"
+        for row, _ in section
+        if row.timed and row.fits
+    ]
+    return [f"fits, batch x context, by the measured memory: {', '.join(fitting)}"] if fitting else []
 
 
 def median(record: Record) -> float:
@@ -164,6 +192,8 @@ def print_table(report: Report, console: Console) -> None:
         console.print()
         console.print(table)
         console.print(verdict(section), style="bold")
+        for line in room(section):
+            console.print(line)
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
@@ -181,7 +211,7 @@ def markdown(report: Report) -> str:
             "| " + " | ".join(" ".join(cell).strip() for cell in cells(record, ratio)) + " |"
             for record, ratio in section
         ]
-        lines += ["", verdict(section)]
+        lines += ["", verdict(section), *([""] if room(section) else []), *room(section)]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)
 

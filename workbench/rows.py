@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
 from workbench.ceilings import CACHE_FACTOR
+from workbench.conditions import advise, slow_down
 from workbench.job import Json, RowResult
+from workbench.machine import Device
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
+from workbench.room import Room, largest_fit
 from workbench.statistics import percentile, summarise
 
 
@@ -24,10 +27,17 @@ class Evidence:
     weight_bytes: int
     cache_bytes: int
     build_s: Json
+    room: Room | None = None
+    """For a decode row on a device whose memory is known."""
 
 
 def gather(
-    config: DecoderConfig, dtype: str, group: PlannedGroup, row: PlannedRow, results: Sequence[RowResult]
+    config: DecoderConfig,
+    dtype: str,
+    device: Device,
+    group: PlannedGroup,
+    row: PlannedRow,
+    results: Sequence[RowResult],
 ) -> Evidence:
     """Gather what is known of a row besides its samples: the least work, ceilings, build times."""
     names = ("ceilings_before", "ceilings_after")
@@ -46,6 +56,23 @@ def gather(
             "cold": plain.median(builds[True]) if builds[True] else None,
             "warm": plain.median(builds[False]) if builds[False] else None,
         },
+        room=room_for(config, dtype, device, group, row),
+    )
+
+
+def room_for(
+    config: DecoderConfig, dtype: str, device: Device, group: PlannedGroup, row: PlannedRow
+) -> Room | None:
+    """Describe what a row's cache is to fit into; None for a prefill, or where the memory is unknown."""
+    if row.context is None or device.memory_bytes is None:
+        return None
+    return Room(
+        device_bytes=device.memory_bytes,
+        token_bytes=cache_bytes(config, dtype, 1, 1),
+        batch=row.batch,
+        context=row.context,
+        capacity=group.shapes.capacity,
+        max_positions=config.max_positions,
     )
 
 
@@ -61,6 +88,8 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
     """Turn one row's results, a process each, into its record; the first failure decides the status."""
     failed = next((result for result in results if result.status not in TIMED), None)
     last = failed or results[-1]
+    memory = split_memory(results, evidence)
+    held = max((result.clocks.get("idle_bytes", 0) for result in results), default=0)
     record = dataclasses.replace(
         blank,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,7 +100,8 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
         ceilings=evidence.ceilings,
         build_s=evidence.build_s,
         load_s=last.load_s,
-        peak_bytes=split_memory(results, evidence),
+        peak_bytes=memory,
+        fits=largest_fit(evidence.room, memory, held) if evidence.room else {},
         error_ratio=worst_error(results),
         warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
     )
@@ -92,17 +122,20 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         return dataclasses.replace(record, status="implausible", reason=reason, processes=processes)
     enqueued = [value for result in results for value in result.enqueue_s]
     tokens = record.batch * (record.prompt or 1)
-    unstable = any(result.status == UNSTABLE for result in results)
+    conditions = [run.clocks for run in processes]
+    drift = next((result.reason for result in results if result.status == UNSTABLE), None)
+    troubles = [trouble for trouble in (slow_down(conditions), drift) if trouble]
+    warnings = record.warnings + advise(conditions, record.gpu.get("power_limit_w"))
     return dataclasses.replace(
         record,
-        status=UNSTABLE if unstable else OK,
-        reason=next((result.reason for result in results if result.status == UNSTABLE), None),
+        status=UNSTABLE if troubles else OK,
+        reason="; ".join(troubles) or None,
         time_s=time,
         processes=processes,
         enqueue_s=plain.median(enqueued) if enqueued else None,
         tokens_per_s=tokens / time.median,
         limit_share=share,
-        warnings=record.warnings + ((complaint,) if complaint else ()),
+        warnings=warnings + ((complaint,) if complaint else ()),
     )
 
 
@@ -167,4 +200,5 @@ def summarise_ceilings(measured: Sequence[Json]) -> Json:
                 "high": percentile(pooled, 97.5),
                 "rounds": rounds,
             }
-    return summary
+    bursts = [each["bursts"] for each in measured if "bursts" in each]
+    return summary | ({"bursts": bursts} if bursts else {})

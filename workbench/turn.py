@@ -6,9 +6,10 @@ from pathlib import Path
 
 from workbench.entries import Entry
 from workbench.job import Json, MeasureJob, RowResult, read_row_result
-from workbench.machine import Device, MemorySampler, foreign_work
+from workbench.machine import Device
 from workbench.process import Limits, run
 from workbench.record import TIMED
+from workbench.watch import Watch, foreign_work
 
 
 @dataclass
@@ -30,15 +31,16 @@ class Turn:
     advance: Callable[[], None]
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
-    memory: MemorySampler = field(init=False)
+    watch: Watch = field(init=False)
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:
         """Run the process to its end; rows it did not come to have that end as their reason."""
         self.foreign = foreign_work(self.device)
-        with MemorySampler(self.device) as self.memory:
+        with Watch(self.device) as self.watch:
             outcome = run(
                 self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
             )
+        self.warn(self.watch.left_behind())
         if outcome.ok:
             self.fail("crashed", f"the worker ended without a result for this row (log: {log})")
         else:
@@ -47,6 +49,7 @@ class Turn:
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
+            self.watch.enter(event["stage"])
             self.say(event["stage"])
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
@@ -54,13 +57,13 @@ class Turn:
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
         entry = self.entries[result.key]
-        seen = self.memory.peak_bytes
+        seen = self.watch.peak_bytes
         result = replace(
             result,
             cold=self.cold,
             peak_bytes=result.peak_bytes if seen is None else seen,
             warnings=result.warnings + self.foreign,
-            clocks=result.clocks | {"ceilings_before": self.ceilings},
+            clocks=result.clocks | self.watch.conditions() | {"ceilings_before": self.ceilings},
         )
         expected = entry.blank.weights
         if result.weights != expected:
@@ -71,6 +74,13 @@ class Turn:
         else:
             entry.failure = result
         self.advance()
+
+    def warn(self, warnings: tuple[str, ...]) -> None:
+        """Add to the results of this process what was seen only after its end."""
+        for entry in self.entries.values() if warnings else ():
+            result = entry.results.get(self.repeat)
+            if result is not None:
+                self.keep(entry, self.repeat, replace(result, warnings=result.warnings + warnings))
 
     def fail(self, status: str, reason: str | None) -> None:
         """Give every row that has no result of this process the reason why."""

@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+RATE_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -43,6 +44,12 @@ def size(value: float) -> str:
 def percent(share: float) -> str:
     """Write a share: `84 %`."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
+def rate(value: float, unit: str) -> str:
+    """Write an amount a second, in powers of 1000: `4.21 TB/s`."""
+    size, prefix = next((pair for pair in RATE_PREFIXES if value >= pair[0]), (1.0, ""))
+    return f"{significant(value / size)} {prefix}{unit}/s"
 
 
 def duration(value: float) -> str:

@@ -63,7 +63,7 @@ def ceilings(job: Json, events: Events) -> Json:
     from workbench.ceilings import measure_ceilings
 
     events.enter("time")
-    return measure_ceilings(job["device"], job["dtype"], job["burst_s"])
+    return measure_ceilings(jobs.read_ceilings(job))
 
 
 def measure(job: Json, events: Events) -> None:

@@ -15,6 +15,7 @@ from workbench.checks import capacity_for, workload_tokens
 from workbench.clock import Clock
 from workbench.harness import time_decode
 from workbench.job import (
+    BurstJob,
     CeilingsJob,
     GoldenJob,
     GroupJob,
@@ -150,12 +151,16 @@ def test_a_preset_is_written_by_a_worker(tmp_path, model):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_ceilings_are_rates_that_hardware_can_have(tmp_path, dtype):
-    outcome, _ = run(CeilingsJob(DEVICE, dtype, 0.01), tmp_path / "log")
+    timed, guessed = BurstJob(0.01, 0.001, ()), BurstJob(None, 0.001, ((10**8, 10**9),))
+    outcome, _ = run(CeilingsJob(DEVICE, dtype, timed, guessed), tmp_path / "log")
     assert outcome.ok, outcome.reason
     bandwidth, rate = outcome.result["bandwidth_bytes_per_s"], outcome.result["flops_per_s"]
     assert len(bandwidth) == len(rate) >= 5
     assert 1e8 < statistics.median(bandwidth) < 1e13
     assert 1e8 < statistics.median(rate) < 1e16
+    how = outcome.result["bursts"]
+    assert how["bandwidth"] == {"burst_s": 0.01, "pause_s": 0.001}
+    assert 0 < how["product"]["burst_s"] < 1
 
 
 def test_the_harness_adds_little_to_a_bare_loop(model):

@@ -40,11 +40,13 @@ class Workers:
         self.started: list[tuple[str, str]] = []
         """Backend and keys of the rows of each measuring process, in order."""
         self.kinds: list[str] = []
+        self.looks: list[CeilingsJob] = []
         self.scripts: dict[str, Callable[[MeasureJob, Callable[[Any], None]], Outcome]] = {}
 
     def run(self, job: Any, *, on_event: Any = None, environment: Any = None, **_: Any) -> Outcome:
         self.kinds.append(job.kind)
         if isinstance(job, CeilingsJob):
+            self.looks.append(job)
             return Outcome("ok", result=CEILINGS)
         if isinstance(job, GoldenJob):
             return Outcome("ok")
@@ -62,6 +64,7 @@ def report_all(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
 
 def result(key: str, **changes: Any) -> RowResult:
     values: dict[str, Any] = {"samples_s": (1.0, 1.1, 0.9), "weights": "abc", "build_s": 3.0, "load_s": 1.0}
+    values["gap_s"] = 0.25
     return RowResult(**({"key": key, "status": "ok"} | values | changes))
 
 
@@ -123,6 +126,41 @@ def test_ceilings_are_looked_at_before_between_and_after_the_rounds(workers: Wor
     assert workers.kinds == ["golden", "ceilings", "measure", "ceilings", "measure", "ceilings"]
     assert entries[0].record is not None
     assert entries[0].record.ceilings["bandwidth_bytes_per_s"]["median"] == 1e12
+
+
+def test_ceilings_are_looked_at_in_bursts_like_the_samples_of_each_phase(
+    workers: Workers, call: Call
+) -> None:
+    call(["a"], repeats=1)
+    before, after = workers.looks
+    assert before.bandwidth.burst_s is before.product.burst_s is None
+    assert before.product.least != before.bandwidth.least
+    assert after.bandwidth.burst_s == 32 * 1.0  # a chain of decode steps
+    assert after.product.burst_s == 1.0
+    assert after.product.pause_s == 0.25
+
+
+def test_what_the_watch_saw_is_kept_with_each_row(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn.Watch, "conditions", lambda self: {"samples": 3})
+    monkeypatch.setattr(turn.Watch, "left_behind", lambda self: ("another program took 3.0 GiB",))
+    stages: list[str] = []
+    monkeypatch.setattr(turn.Watch, "enter", lambda self, stage: stages.append(stage))
+
+    def report_with_stages(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        on_event({"event": "stage", "stage": "time"})
+        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key))})
+        return Outcome("crashed", "killed")
+
+    workers.scripts["a"] = report_with_stages
+    prefill, decode = call(["a"], repeats=1)
+    assert prefill.record is not None
+    assert prefill.record.processes[0].clocks == {"samples": 3}
+    assert prefill.record.warnings[0] == "another program took 3.0 GiB"
+    assert decode.record is not None
+    assert decode.record.status == "crashed"
+    assert stages == ["time"]
 
 
 def test_second_call_measures_nothing(workers: Workers, call: Call) -> None:

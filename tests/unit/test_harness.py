@@ -72,6 +72,13 @@ def test_a_prefill_is_timed_from_idle_to_idle_and_staging_is_outside():
     assert first == ["stage", "fence", "now", "prefill", "now", "fence", "now"]
 
 
+def test_the_gap_is_what_the_harness_takes_before_a_sample():
+    world = World()
+    assert time_prefill(world, world, TOKENS, **rules(12)).gap_s() == pytest.approx(2 * STAGE)
+    world = World()
+    assert time_decode(world, world, 9, 32, TOKENS[:, 0], **rules(10)).gap_s(32) == pytest.approx(3 * REWIND)
+
+
 def test_decode_is_timed_as_a_chain_with_one_wait_and_divided_by_its_steps():
     world = World()
     samples = time_decode(world, world, 9, 32, TOKENS[:, 0], **rules(10))

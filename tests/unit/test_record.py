@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.unit.builders import record
-from workbench.record import backend_name, from_json, row_key, to_json
+from workbench.record import SCHEMA, backend_name, device_identity, from_json, row_key, to_json
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,24 @@ def test_record_without_a_field_is_refused() -> None:
     del row["processes"]
     with pytest.raises(ValueError, match="processes"):
         from_json(row)
+
+
+def test_record_of_the_first_schema_is_read() -> None:
+    row = to_json(record()) | {"schema": 1}
+    del row["fits"]
+    assert from_json(row) == record()
+    assert from_json(row).schema == SCHEMA
+
+
+@pytest.mark.parametrize(
+    "change", [{"power_limit_w": 500}, {"ecc": False}, {"max_sm_mhz": 1755}, {"power_limit_w": None}]
+)
+def test_card_at_another_limit_is_another_kind_of_device(change: dict[str, object]) -> None:
+    gpu = {"name": "NVIDIA H200", "uuid": "GPU-a", "power_limit_w": 700, "ecc": True, "max_sm_mhz": 1980}
+    row = record(device="cuda:0", gpu=gpu)
+    assert device_identity(record(device="cuda:1", gpu=gpu | {"uuid": "GPU-b"})) == device_identity(row)
+    assert device_identity(record(device="cuda:0", gpu=gpu | change)) != device_identity(row)
+    assert row_key(record(device="cuda:0", gpu=gpu | change)) != row_key(row)
 
 
 def test_key_is_the_same_for_the_same_work_measured_again() -> None:

@@ -72,6 +72,35 @@ def test_narrow_terminal_cuts_no_number() -> None:
         assert number in text
 
 
+CEILINGS = {"bandwidth_bytes_per_s": {"median": 4.21e12}, "flops_per_s": {"median": 712e12}}
+
+
+def test_head_has_the_ceilings_and_their_share_of_the_datasheet() -> None:
+    gpu = {"name": "NVIDIA H200", "driver": "580.1", "power_limit_w": 700}
+    text = printed(report(record("eager", gpu=gpu, device="cuda:0", dtype="bfloat16", ceilings=CEILINGS)))
+    assert "NVIDIA H200, driver 580.1, power limit 700 W" in text
+    assert "ceilings 4.21 TB/s (88 % of the datasheet), 712 TFLOP/s bfloat16 (72 %)" in text
+
+
+def test_head_has_the_ceilings_alone_where_no_datasheet_is_known() -> None:
+    ceilings = {"bandwidth_bytes_per_s": {"median": 20.3e9}, "flops_per_s": {"median": 85.2e9}}
+    text = printed(report(record("eager", ceilings=ceilings)))
+    assert "ceilings 20.3 GB/s, 85.2 GFLOP/s float32\n" in text
+    assert "ceilings" not in printed(report(SLOW))
+    half_known = record("eager", gpu={"name": "NVIDIA L4"}, device="cuda:0", ceilings=CEILINGS)
+    assert "of the datasheet), 712 TFLOP/s float32\n" in printed(report(half_known))
+
+
+def test_what_fits_stands_under_the_table_of_decode_rows() -> None:
+    fits = {"tokens": 500_000, "context": 131_008, "batch": 459}
+    fitting = report(record("eager", fits=fits), record("compile", fits={**fits, "batch": 460}), CRASHED)
+    line = "fits, batch x context, by the measured memory: eager 1 x 131008 or 459 x 128, compile 1 x 131008"
+    assert line in printed(fitting)
+    assert line in markdown(fitting)
+    assert "fits" not in printed(report(SLOW, FAST))
+    assert json.loads(as_json(fitting))[0]["fits"] == fits
+
+
 def test_verdict_names_the_winner_with_its_lead_over_the_next() -> None:
     result = report(SLOW, FAST, CRASHED)
     (section,) = result.sections()

@@ -7,7 +7,9 @@ import pytest
 
 from models.work import Work
 from tests.unit.builders import record
+from workbench.conditions import Sighting, summarise
 from workbench.job import RowResult
+from workbench.room import Room
 from workbench.rows import Evidence, finish, summarise_ceilings
 
 BLANK = record(status="missing")
@@ -93,6 +95,36 @@ def test_one_unstable_process_makes_the_row_unstable_with_its_reason() -> None:
     assert row.timed
 
 
+def seen(reasons: int, sm_mhz: int = 1980) -> dict[str, Any]:
+    return summarise([Sighting(sm_mhz, 3201, 400.0, 60, 99, reasons)] * 10)
+
+
+def test_one_process_slowed_down_by_the_hardware_makes_the_row_unstable() -> None:
+    results = [result(clocks=seen(0)), result(status="unstable", reason="drifted", clocks=seen(0x40))]
+    row = finish(BLANK, results, evidence())
+    assert row.status == "unstable"
+    assert row.timed
+    assert (row.reason or "").startswith("the GPU held back (hw_thermal_slowdown in 100% of the samples")
+    assert (row.reason or "").endswith("; drifted")
+
+
+def test_power_limit_is_warned_of_once_and_leaves_the_row_as_it_is() -> None:
+    blank = dataclasses.replace(BLANK, gpu={"name": "NVIDIA H200", "power_limit_w": 700})
+    results = [result(clocks=seen(0x4, clock)) for clock in (1395, 1410, 1400)]
+    row = finish(blank, results, evidence())
+    assert row.status == "ok"
+    assert sum("the power limit (700 W)" in line for line in row.warnings) == 1
+    assert row.processes[0].clocks["reasons"] == {"sw_power_cap": 1.0}
+
+
+def test_row_says_what_fits_by_its_own_memory_and_what_was_held_before() -> None:
+    room = Room(1000 * MIB, MIB, batch=2, context=40, capacity=50, max_positions=10_000)
+    results = [result(peak_bytes=500 * MIB, clocks={"idle_bytes": 100 * MIB}), result(peak_bytes=1)]
+    row = finish(BLANK, results, dataclasses.replace(evidence(), room=room))
+    assert row.fits == {"tokens": 500, "context": 240, "batch": 10}
+    assert finish(BLANK, results, evidence()).fits == {}
+
+
 def test_memory_is_split_and_the_rest_is_unknown_where_it_would_be_negative() -> None:
     row = finish(BLANK, [result(peak_bytes=500 * MIB), result(peak_bytes=450 * MIB)], evidence())
     assert row.peak_bytes == {
@@ -114,10 +146,17 @@ def test_worst_error_and_all_warnings_of_the_processes_are_kept_once() -> None:
 
 
 def test_ceilings_keep_every_sample_of_every_look() -> None:
-    first = {"bandwidth_bytes_per_s": [1.0, 3.0], "flops_per_s": [5.0], "last_level_cache_bytes": 7}
+    how: dict[str, Any] = {"bandwidth": {"burst_s": 0.1, "pause_s": 0.001}}
+    first: dict[str, Any] = {
+        "bandwidth_bytes_per_s": [1.0, 3.0],
+        "flops_per_s": [5.0],
+        "last_level_cache_bytes": 7,
+    }
+    first["bursts"] = how
     second = {"bandwidth_bytes_per_s": [2.0], "flops_per_s": [7.0], "last_level_cache_bytes": 7}
     summary = summarise_ceilings([first, second])
     assert summary["bandwidth_bytes_per_s"]["rounds"] == [[1.0, 3.0], [2.0]]
     assert summary["bandwidth_bytes_per_s"]["median"] == 2.0
     assert summary["flops_per_s"]["median"] == 6.0
     assert summary["last_level_cache_bytes"] == 7
+    assert summary["bursts"] == [how]

@@ -1,0 +1,136 @@
+"""What the parent sees while workers run, and of others: GPUs as a made-up NVML reports them."""
+
+import time
+import types
+
+import pytest
+
+from workbench import watch
+from workbench.machine import describe
+from workbench.watch import Watch, foreign_work
+
+
+def wait_for(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.002)
+    raise AssertionError("it never came true")
+
+
+def seen(sampler, count=5):
+    """Wait until some samples of the stage are there."""
+    wait_for(lambda: len(sampler._seen) >= count)
+
+
+def test_memory_is_the_highest_use_above_the_use_before(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        nvml.used[0] = 6 << 30
+        wait_for(lambda: sampler.peak_bytes == (6 << 30) - (1 << 20))
+        nvml.used[0] = 2 << 30
+        time.sleep(0.02)
+        assert sampler.peak_bytes == (6 << 30) - (1 << 20)
+
+
+def test_a_row_is_told_the_conditions_of_its_own_time_stage(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        sampler.enter("build")
+        time.sleep(0.02)
+        sampler.enter("time")
+        seen(sampler)
+        sampler.enter("gate")
+        nvml.clocks[nvml.NVML_CLOCK_SM] = 345
+        time.sleep(0.02)
+        first = sampler.conditions()
+        sampler.enter("time")
+        seen(sampler)
+        second = sampler.conditions()
+    assert first["sm_mhz"]["low"] == first["sm_mhz"]["high"] == 1980
+    assert second["sm_mhz"]["high"] == 345
+    assert first["power_w"]["median"] == 500.4
+    assert first["temperature_c"]["median"] == 61
+    assert first["utilisation_percent"]["median"] == 0
+    assert first["reasons"] == {}
+    assert first["idle_bytes"] == 1 << 20
+
+
+def test_a_row_that_was_never_timed_has_no_conditions(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        sampler.enter("build")
+        time.sleep(0.02)
+    assert sampler.conditions() == {"idle_bytes": 1 << 20}
+
+
+def test_what_a_card_does_not_tell_is_none(nvml):
+    nvml.unsupported = {
+        "nvmlDeviceGetClockInfo",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetTemperature",
+        "nvmlDeviceGetUtilizationRates",
+        "nvmlDeviceGetCurrentClocksEventReasons",
+    }
+    with Watch(describe("cuda:0")) as sampler:
+        sampler.enter("time")
+        seen(sampler)
+    found = sampler.conditions()
+    assert found.pop("samples") >= 5
+    assert found.pop("idle_bytes") == 1 << 20
+    assert set(found.values()) == {None}
+    assert foreign_work(describe("cuda:0")) == ()
+
+
+@pytest.mark.parametrize("instant", [0, None])
+def test_power_is_the_mean_over_a_second_where_there_is_none_of_the_moment(nvml, instant):
+    if instant is None:
+        nvml.nvmlDeviceGetFieldValues = lambda handle, fields: [types.SimpleNamespace(nvmlReturn=3)]
+    else:
+        nvml.instant_mw = instant
+    assert watch.look_at(nvml, 0).power_w == 450.0
+
+
+def test_a_card_that_tells_no_memory_has_no_peak(nvml):
+    nvml.unsupported = {"nvmlDeviceGetMemoryInfo"}
+    with Watch(describe("cuda:0")) as sampler:
+        time.sleep(0.02)
+    assert sampler.peak_bytes is None
+    assert sampler.left_behind() == ()
+
+
+def test_a_cpu_is_not_sampled():
+    with Watch(describe("cpu")) as sampler:
+        sampler.enter("time")
+    assert sampler.peak_bytes is None
+    assert sampler.conditions() == {}
+    assert sampler.left_behind() == ()
+
+
+def test_memory_left_when_the_worker_is_gone_is_anothers(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        nvml.used[0] = 3 << 30
+    (warning,) = sampler.left_behind()
+    assert warning.startswith("another program took 3.0 GiB of cuda:0 during a process")
+    assert "--again" in warning
+
+
+def test_memory_that_the_driver_gives_back_late_is_nobodys(nvml):
+    answers = iter([3 << 30, 3 << 30, 1 << 20])
+    with Watch(describe("cuda:0")) as sampler:
+        pass
+    nvml.nvmlDeviceGetMemoryInfo = lambda handle: types.SimpleNamespace(used=next(answers))
+    assert sampler.left_behind() == ()
+
+
+def test_others_on_a_gpu_are_warned_of_with_a_next_step(nvml):
+    assert foreign_work(describe("cuda:0")) == ()
+    busy, memory = foreign_work(describe("cuda:1"))
+    assert busy.startswith("other programs keep cuda:1 90 % busy: stop them")
+    assert memory.startswith("other programs hold 3.0 GiB of cuda:1: stop them")
+
+
+@pytest.mark.parametrize(("percent", "count"), [(3.0, 0), (80.0, 1)])
+def test_others_on_a_cpu_are_warned_of(monkeypatch, percent, count):
+    monkeypatch.setattr(watch.psutil, "cpu_percent", lambda seconds: percent)
+    warnings = foreign_work(describe("cpu"))
+    assert len(warnings) == count
+    assert all("80 % of the CPU: stop them" in line for line in warnings)

@@ -1,0 +1,144 @@
+"""Watch the device from the parent: other programs on it, and a GPU's clocks and memory while a worker runs.
+
+Needs no framework and makes no CUDA context. Who uses a GPU cannot be asked: in a container NVML's list of
+processes is empty or counts by the host's numbers. Other programs are therefore seen by what the GPU does
+while no worker of ours runs: before each one, and by the memory that is left after it. What they do beside a
+worker cannot be told from its own work.
+"""
+
+import threading
+import time
+from typing import Any
+
+import psutil
+
+from workbench import nvml
+from workbench.conditions import Sighting, summarise
+from workbench.job import Json
+from workbench.machine import Device
+
+BUSY_PERCENT = 10.0
+"""Use by others above which a measurement is disturbed."""
+BUSY_MEMORY_BYTES = 1 << 30
+"""Memory of a GPU taken before we start that can only be another program's; drivers hold less."""
+GROWN_BYTES = 256 << 20
+"""Memory left when a worker is gone that can only be another program's: an empty CUDA context takes more."""
+LOOK_S = 0.5
+"""How long the use by others is watched at a time before a start."""
+LOOKS = 6
+"""NVML's utilisation is a mean over up to a second that is past: our own last worker is still in it."""
+
+
+class Watch:
+    """Sample a GPU while a worker runs; for `with`. A CPU is not: its memory the worker sees itself."""
+
+    INTERVAL_S = 0.05
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._idle: int | None = None
+        self._peak = 0
+        self._timing = False
+        self._seen: list[Sighting] = []
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Return the highest use of memory less the use before the start; None for a CPU."""
+        return None if self._idle is None else max(0, self._peak - self._idle)
+
+    def enter(self, stage: str) -> None:
+        """Take note of the worker's stage: what is seen in `time`, warming up included, is a row's."""
+        if stage == "time":
+            self._seen = []
+        self._timing = stage == "time"
+
+    def conditions(self) -> Json:
+        """Return how the GPU was while the last row was timed, and the memory held before the start."""
+        seen, self._seen, self._timing = self._seen, [], False
+        return summarise(seen) | ({} if self._idle is None else {"idle_bytes": self._idle})
+
+    def left_behind(self) -> tuple[str, ...]:
+        """Warn of memory that others have taken since the start; to be asked once the worker is gone."""
+        if self._idle is None:
+            return ()
+        with nvml.opened() as opened:
+            handle = nvml.handle_of(opened, self._device.device)
+            for look in range(LOOKS):  # the driver may take a moment to give back a killed worker's
+                grown = (nvml.used_bytes(opened, handle) or 0) - self._idle
+                if grown <= GROWN_BYTES:
+                    return ()
+                if look < LOOKS - 1:
+                    time.sleep(LOOK_S)
+        return (
+            f"another program took {grown / (1 << 30):.1f} GiB of {self._device.device} during a process, "
+            "which counts in the row's memory and may have slowed it: stop it (see nvidia-smi) and run with "
+            "--again",
+        )
+
+    def __enter__(self) -> "Watch":
+        if self._device.is_gpu:
+            with nvml.opened() as opened:
+                self._idle = nvml.used_bytes(opened, nvml.handle_of(opened, self._device.device))
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _sample(self) -> None:
+        with nvml.opened() as opened:
+            handle = nvml.handle_of(opened, self._device.device)
+            while not self._stop.wait(self.INTERVAL_S):
+                self._peak = max(self._peak, nvml.used_bytes(opened, handle) or 0)
+                if self._timing:
+                    self._seen.append(look_at(opened, handle))
+
+
+def look_at(opened: Any, handle: Any) -> Sighting:
+    """See how a GPU is now."""
+    return Sighting(
+        sm_mhz=nvml.ask(opened, "nvmlDeviceGetClockInfo", handle, opened.NVML_CLOCK_SM),
+        memory_mhz=nvml.ask(opened, "nvmlDeviceGetClockInfo", handle, opened.NVML_CLOCK_MEM),
+        power_w=nvml.power_w(opened, handle),
+        temperature_c=nvml.ask(opened, "nvmlDeviceGetTemperature", handle, opened.NVML_TEMPERATURE_GPU),
+        utilisation_percent=nvml.utilisation_percent(opened, handle),
+        reasons=nvml.ask(opened, "nvmlDeviceGetCurrentClocksEventReasons", handle),
+    )
+
+
+def foreign_work(device: Device) -> tuple[str, ...]:
+    """Warn of other programs that use the device now; takes `LOOK_S` seconds on an idle one."""
+    return _foreign_gpu_work(device) if device.is_gpu else _foreign_cpu_work()
+
+
+def _foreign_cpu_work() -> tuple[str, ...]:
+    percent = psutil.cpu_percent(LOOK_S)
+    if percent <= BUSY_PERCENT:
+        return ()
+    return (f"other programs use {percent:.0f} % of the CPU: stop them and run again for steadier times",)
+
+
+def _foreign_gpu_work(device: Device) -> tuple[str, ...]:
+    warnings = []
+    with nvml.opened() as opened:
+        handle = nvml.handle_of(opened, device.device)
+        for _ in range(LOOKS):
+            time.sleep(LOOK_S)
+            percent = nvml.utilisation_percent(opened, handle) or 0
+            if percent <= BUSY_PERCENT:
+                break
+        used = nvml.used_bytes(opened, handle) or 0
+    if percent > BUSY_PERCENT:
+        warnings.append(
+            f"other programs keep {device.device} {percent} % busy: stop them (see nvidia-smi) and run again"
+        )
+    if used > BUSY_MEMORY_BYTES:
+        warnings.append(
+            f"other programs hold {used / (1 << 30):.1f} GiB of {device.device}: stop them (see nvidia-smi) "
+            "if rows run out of memory or times scatter"
+        )
+    return tuple(warnings)
