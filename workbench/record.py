@@ -2,6 +2,7 @@
 
 SI units are in the field names; a number that could not exist is None. The history of `SCHEMA`:
 1: first version.
+2: `no_kernels`, and `timer_check` of a process; `kernels` may be there.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from workbench.caches import digest
 from workbench.job import Json
 
-SCHEMA = 1
+SCHEMA = 2
 
 OK = "ok"
 UNSTABLE = "unstable"
@@ -56,6 +57,8 @@ class ProcessRun:
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
     """What the parent saw of the device meanwhile."""
+    timer_check: Json | None = None
+    """`events_s` and `drained_s`: samples of the same prefills by CUDA events and by the drained clock."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,10 @@ class Record:
     error_ratio: float | None = None
     """Worst error of the checked logits over that of torch in the same dtype."""
     kernels: Json | None = None
+    """Of one prefill or decode step, traced apart: `busy_s`, `gaps_s`, `span_s`, `launches`, `enqueue_s` and
+    `wall_s` untraced, `shares` by origin, and `kernels` by name; see `workbench.kernels`."""
+    no_kernels: str | None = None
+    """Why they could not be traced; None too where nobody tried."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -173,13 +180,15 @@ def to_json(record: Record) -> Json:
 def from_json(row: Json) -> Record:
     """Read a record of any known schema; raises ValueError for one that is none."""
     schema = row.get("schema")
-    if schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise ValueError(f"unknown schema {schema!r}; this version reads up to {SCHEMA}")
     try:
-        values = dict(row)
+        values = row | {"schema": SCHEMA}
         values["time_s"] = Time(**row["time_s"]) if row["time_s"] else None
         values["processes"] = tuple(
-            ProcessRun(tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"])
+            ProcessRun(
+                tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"], run.get("timer_check")
+            )
             for run in row["processes"]
         )
         values["warnings"] = tuple(row["warnings"])

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench import units
+from workbench.kernel_lines import kernel_lines
 from workbench.ratios import Ratio, compare_rows, workload_of
 from workbench.record import Record, to_json
 
@@ -36,6 +37,8 @@ class Report:
 
     records: tuple[Record, ...]
     ratios: tuple[Ratio | None, ...]
+    kernels: bool = False
+    """Whether tables are followed by the kernels of their rows."""
 
     def sections(self) -> list[list[tuple[Record, Ratio | None]]]:
         """Group the rows by workload, in the order they come."""
@@ -164,6 +167,8 @@ def print_table(report: Report, console: Console) -> None:
         console.print()
         console.print(table)
         console.print(verdict(section), style="bold")
+        if report.kernels:
+            console.print(*kernel_lines([record for record, _ in section]), sep="\n", soft_wrap=True)
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
@@ -182,6 +187,8 @@ def markdown(report: Report) -> str:
             for record, ratio in section
         ]
         lines += ["", verdict(section)]
+        if report.kernels:
+            lines += ["", "```text", *kernel_lines([record for record, _ in section]), "```"]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)
 
