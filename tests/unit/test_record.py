@@ -39,6 +39,14 @@ def test_record_without_a_field_is_refused() -> None:
         from_json(row)
 
 
+def test_row_of_the_first_schema_is_read_as_one_of_today() -> None:
+    row = to_json(record()) | {"schema": 1}
+    del row["no_kernels"]
+    for run in row["processes"]:
+        del run["timer_check"]
+    assert from_json(row) == record()
+
+
 def test_key_is_the_same_for_the_same_work_measured_again() -> None:
     again = dataclasses.replace(record(), run="later", created="2027", reason="x", warnings=("w",))
     assert row_key(again) == row_key(record())
