@@ -314,11 +314,11 @@ def test_the_traceback_is_shown_only_on_demand(worker, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
-    [("kill", "crashed", "SIGKILL in stage trace"), ("hang", "timeout", "no end after 1 s in stage trace")],
+    [("kill", "crashed", "SIGKILL in stage trace"), ("hang", "timeout", "no end after 5 s in stage trace")],
 )
 def test_a_process_that_dies_while_kernels_are_traced_has_sent_its_rows(worker, fault, status, words):
     job = worker.job(rows=2, kernels=True, fault=fault, at="trace")
-    outcome = worker.run_job(job, Limits(start=30, load=1, build=1, gate=1, time=1, trace=1))
+    outcome = worker.run_job(job, Limits(trace=5))
     assert outcome.status == status
     assert words in outcome.reason
     assert worker.rows.keys() == {"row1", "row2"}
@@ -327,7 +327,7 @@ def test_a_process_that_dies_while_kernels_are_traced_has_sent_its_rows(worker, 
 
 
 def test_a_trace_that_raises_costs_kernels_only(worker):
-    outcome = worker.run_job(worker.job(rows=2, kernels=True, fault="exception", at="trace"))
+    outcome = worker.run_job(worker.job(rows=2, kernels=True, fault="exception", at="trace"), Limits())
     assert outcome.ok
     first, second = (finding["result"] for finding in worker.of("finding"))
     assert first["kernels"]["kernels"][0]["name"] == "planted_kernel"
