@@ -116,6 +116,12 @@ class Engine(Protocol):
     def sync(self) -> None:
         """Return when the device is idle."""
 
+    def stream(self) -> int | None:
+        """Return the handle of the CUDA stream the work runs on, as `cudaStream_t`; 0 is the default stream.
+
+        None where there is none or it is unknown; times by CUDA events are then not taken.
+        """
+
     def close(self) -> None:
         """Free the device's memory; the engine is not used again."""
 

@@ -61,5 +61,9 @@ class NullEngine:
     def sync(self) -> None:
         """Return at once."""
 
+    def stream(self) -> int | None:
+        """Return None: nothing runs."""
+        return None
+
     def close(self) -> None:
         """Free nothing."""

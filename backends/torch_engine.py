@@ -191,6 +191,12 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def stream(self) -> int | None:
+        """Return torch's current stream, on which kernels are launched and graphs replayed."""
+        if self.device.type != "cuda":
+            return None
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
     def close(self) -> None:
         """Free the cache, the buffers and whatever the steps hold; the weights stay with their `Weights`."""
         self.sync()

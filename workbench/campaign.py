@@ -103,7 +103,7 @@ class Campaign:
         if not any(entry.results for entry in entries):
             shutil.rmtree(folder, ignore_errors=True)  # left by a call whose results are not taken over
         turn = Turn(
-            job=self.job(contestant, group, entries),
+            job=self.job(contestant, group, entries, kernels=self.device.is_gpu and repeat == 0),
             entries={entry.key: entry for entry in entries},
             repeat=repeat,
             device=self.device,
@@ -121,7 +121,9 @@ class Campaign:
         except (OSError, UserError) as error:  # a full disk under the cache must not cost the other rows
             turn.fail("crashed", f"the process could not do its work: {error}")
 
-    def job(self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry]) -> MeasureJob:
+    def job(
+        self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry], kernels: bool
+    ) -> MeasureJob:
         """Write down what a worker is to do."""
         rows = (RowJob(each.key, each.row.phase, each.row.length, each.row.steps) for each in entries)
         return MeasureJob(
@@ -133,6 +135,7 @@ class Campaign:
             seed=SEED,
             budget_s=self.settings.budget_s,
             group=GroupJob(group.shapes, str(self.golden_path(group)), tuple(rows)),
+            kernels=kernels,
         )
 
     def keep(self, entry: Entry, repeat: int, result: RowResult) -> None:

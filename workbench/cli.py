@@ -89,6 +89,9 @@ def compare(
     again: Annotated[bool, typer.Option("--again", help="Measure rows anew that are already there.")] = False,
     results: Annotated[Path, typer.Option(help="Where rows are kept.")] = Path("results"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Print under each table what its rows ran on the GPU.")
+    ] = False,
     python: Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")] = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the rows and an estimate of time and memory.")
@@ -119,7 +122,7 @@ def compare(
     )
     if dry_run:
         comparison.preview(request, format.value)
-    elif not comparison.compare(request, format.value):
+    elif not comparison.compare(request, format.value, kernels):
         raise typer.Exit(FAILED)
 
 

@@ -32,14 +32,16 @@ def wait_for_gpu(device: str) -> Callable[[], None]:
     """
     from cuda.bindings import runtime
 
-    _check(runtime, runtime.cudaSetDevice(int(device.partition(":")[2] or 0)))
+    succeed(runtime, runtime.cudaSetDevice(int(device.partition(":")[2] or 0)))
 
     def wait() -> None:
-        _check(runtime, runtime.cudaDeviceSynchronize())
+        succeed(runtime, runtime.cudaDeviceSynchronize())
 
     return wait
 
 
-def _check(runtime: Any, answer: tuple[Any, ...]) -> None:
+def succeed(runtime: Any, answer: tuple[Any, ...]) -> Any:
+    """Return what a call of the CUDA runtime gave besides its status; raises RuntimeError if it failed."""
     if answer[0] != runtime.cudaError_t.cudaSuccess:
         raise RuntimeError(f"the GPU failed: {answer[0].name}")
+    return answer[1] if len(answer) > 1 else None

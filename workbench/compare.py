@@ -23,7 +23,7 @@ from workbench.source import foresee, prepare
 from workbench.store import Store
 
 
-def compare(request: Request, form: str) -> bool:
+def compare(request: Request, form: str, kernels: bool = False) -> bool:
     """Measure what is missing, print every row; returns whether every row asked for by name has a time."""
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
@@ -37,7 +37,7 @@ def compare(request: Request, form: str) -> bool:
                     store.forget(device.name, entry.key)
             Campaign(settings, device, source, store, progress).measure(entries)
     records = [entry.record for entry in entries if entry.record is not None]
-    write(records, request.baseline, form)
+    write(records, request.baseline, form, kernels)
     return request.backends is None or all(record.timed for record in records)
 
 
@@ -77,9 +77,9 @@ def invite(request: Request, settings: Settings) -> list[Contestant]:
     return contestants
 
 
-def write(records: Sequence[Record], baseline: str | None, form: str) -> None:
-    """Print the rows to stdout in the form asked for."""
-    result = report.Report(tuple(records), tuple(find_ratios(records, baseline)))
+def write(records: Sequence[Record], baseline: str | None, form: str, kernels: bool) -> None:
+    """Print the rows to stdout in the form asked for; `kernels` adds theirs to what people read."""
+    result = report.Report(tuple(records), tuple(find_ratios(records, baseline)), kernels)
     if form == "json":
         print(report.as_json(result))
     elif form == "csv":

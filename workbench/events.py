@@ -10,7 +10,7 @@ from typing import Any
 from backends.contract import Unsupported
 from models.errors import UserError
 from workbench import job as jobs
-from workbench.job import Json, RowResult
+from workbench.job import Finding, Json, RowResult
 
 REASON_LENGTH = 300
 """Characters of an exception that a reason keeps; the log has it whole."""
@@ -48,6 +48,10 @@ class Events:
         """Hand over what was measured of one row."""
         self.send("row", result=jobs.to_json(result))
 
+    def finding(self, finding: Finding) -> None:
+        """Hand over what was found out about a row that was sent before."""
+        self.send("finding", result=jobs.to_json(finding))
+
     def fail(self, error: BaseException) -> None:
         """Say that the job failed, and how; the log gets the traceback."""
         status, reason = classify(error, self.stage)
@@ -59,6 +63,7 @@ class Events:
 _FIELDS: dict[str, tuple[str, ...]] = {
     "stage": ("stage",),
     "row": ("result",),
+    "finding": ("result",),
     "progress": ("row", "done"),
     "error": ("status", "reason"),
     "done": (),
@@ -73,6 +78,8 @@ def read_event(line: bytes) -> Json | None:
         known = all(name in event for name in _FIELDS[event["event"]])
         if event["event"] == "row":
             jobs.read_row_result(event["result"])
+        elif event["event"] == "finding":
+            jobs.read_finding(event["result"])
         elif event["event"] == "stage":
             known = event["stage"] in jobs.STAGES
     except (ValueError, KeyError, TypeError):

@@ -3,7 +3,8 @@
 A job goes to the worker as one JSON object on standard input. Events come back as JSON lines on a
 pipe of their own: `{"event": "stage", "stage": S}` whenever the work enters a stage with a time limit,
 `{"event": "row", "result": RowResult}` as soon as a row is finished and verified,
-`{"event": "progress", "row", "done"}` between samples, once a second at most, and last
+`{"event": "progress", "row", "done"}` between samples, once a second at most, `{"event": "finding",
+"result": Finding}` for what was looked into after all rows, and last
 `{"event": "done", "result": ...}`, or `{"event": "error", "status", "reason"}` if the job failed.
 """
 
@@ -15,7 +16,7 @@ from backends.contract import Shapes
 
 Json = dict[str, Any]
 
-STAGES = ("start", "load", "build", "gate", "time")
+STAGES = ("start", "load", "build", "gate", "time", "trace")
 """In the order a group passes them; `start` covers the interpreter, imports and opening the weights."""
 
 
@@ -57,6 +58,8 @@ class MeasureJob:
     budget_s: float
     """Time that the samples of one row may take."""
     group: GroupJob
+    kernels: bool = False
+    """Whether to trace the kernels of each row after all is timed and verified."""
     kind: str = "measure"
 
 
@@ -140,6 +143,33 @@ class RowResult:
     warnings: tuple[str, ...] = ()
     clocks: Json = field(default_factory=dict)
     """Filled in by the parent: what it saw of the device while the row was timed."""
+    kernels: Json | None = None
+    """As `workbench.kernels` sums them up; filled in by the parent from a finding, like the next two."""
+    no_kernels: str | None = None
+    """Why they could not be traced."""
+    timer_check: Json | None = None
+    """`events_s` and `drained_s`, samples of the same prefills by both clocks."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a worker found out about a row after that was verified and sent."""
+
+    key: str
+    kernels: Json | None = None
+    no_kernels: str | None = None
+    timer_check: Json | None = None
+    warnings: tuple[str, ...] = ()
+
+    def added_to(self, result: RowResult) -> RowResult:
+        """Return the row's result with what was found; it takes nothing away."""
+        return dataclasses.replace(
+            result,
+            kernels=self.kernels or result.kernels,
+            no_kernels=self.no_kernels or result.no_kernels,
+            timer_check=self.timer_check or result.timer_check,
+            warnings=result.warnings + self.warnings,
+        )
 
 
 def to_json(value: Any) -> Json:
@@ -169,3 +199,8 @@ def read_row_result(row: Json) -> RowResult:
     for name in ("samples_s", "enqueue_s", "warnings"):
         values[name] = tuple(values.get(name, ()))
     return RowResult(**values)
+
+
+def read_finding(row: Json) -> Finding:
+    """Rebuild a finding from JSON; raises TypeError if it is none."""
+    return Finding(**{**row, "warnings": tuple(row.get("warnings", ()))})

@@ -1,4 +1,4 @@
-"""What a worker does with a backend: build, load, check, time, check again.
+"""What a worker does with a backend: build, load, check, time, check again, then look into what it timed.
 
 A time exists only if the very engine that was timed gave right logits before and after.
 """
@@ -19,6 +19,7 @@ from workbench import machine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
 from workbench.events import Events
+from workbench.findings import look
 from workbench.gate import Verdict, verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
@@ -76,6 +77,7 @@ def measure(job: MeasureJob, events: Events) -> None:
     built = build(bench, job.group.shapes)
     try:
         measure_rows(bench, built)
+        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
     finally:
         built.engine.close()
 

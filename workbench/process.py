@@ -43,6 +43,7 @@ class Limits:
     gate: float = 900.0
     time: float | None = None
     """None: ten times the row's budget and ten minutes, since the floor of samples outlasts the budget."""
+    trace: float = 300.0
 
     def seconds(self, stage: str, job: object) -> float:
         """Return the limit of a stage of this job."""

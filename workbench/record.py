@@ -2,7 +2,7 @@
 
 SI units are in the field names; a number that could not exist is None. The history of `SCHEMA`:
 1: first version.
-2: `fits`.
+2: `fits`, `no_kernels`, and `timer_check` of a process; `kernels` may be there.
 """
 
 import dataclasses
@@ -58,6 +58,8 @@ class ProcessRun:
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
     """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it."""
+    timer_check: Json | None = None
+    """`events_s` and `drained_s`: samples of the same prefills by CUDA events and by the drained clock."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ class Record:
     error_ratio: float | None = None
     """Worst error of the checked logits over that of torch in the same dtype."""
     kernels: Json | None = None
+    """Of one prefill or decode step, traced apart: `busy_s`, `gaps_s`, `span_s`, `launches`, `enqueue_s` and
+    `wall_s` untraced, `shares` by origin, and `kernels` by name; see `workbench.kernels`."""
+    no_kernels: str | None = None
+    """Why they could not be traced; None too where nobody tried."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -188,7 +194,9 @@ def from_json(row: Json) -> Record:
         values = {**row, "schema": SCHEMA}  # what an older one lacks has a default
         values["time_s"] = Time(**row["time_s"]) if row["time_s"] else None
         values["processes"] = tuple(
-            ProcessRun(tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"])
+            ProcessRun(
+                tuple(run["samples_s"]), tuple(run["enqueue_s"]), run["clocks"], run.get("timer_check")
+            )
             for run in row["processes"]
         )
         values["warnings"] = tuple(row["warnings"])

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench import datasheets, units
+from workbench.kernel_lines import kernel_lines
 from workbench.ratios import Ratio, compare_rows, workload_of
 from workbench.record import Record, to_json
 
@@ -36,6 +37,8 @@ class Report:
 
     records: tuple[Record, ...]
     ratios: tuple[Ratio | None, ...]
+    kernels: bool = False
+    """Whether tables are followed by the kernels of their rows."""
 
     def sections(self) -> list[list[tuple[Record, Ratio | None]]]:
         """Group the rows by workload, in the order they come."""
@@ -194,6 +197,8 @@ def print_table(report: Report, console: Console) -> None:
         console.print(verdict(section), style="bold")
         for line in room(section):
             console.print(line)
+        if report.kernels:
+            console.print(*kernel_lines([record for record, _ in section]), sep="\n", soft_wrap=True)
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
@@ -212,6 +217,8 @@ def markdown(report: Report) -> str:
             for record, ratio in section
         ]
         lines += ["", verdict(section), *([""] if room(section) else []), *room(section)]
+        if report.kernels:
+            lines += ["", "```text", *kernel_lines([record for record, _ in section]), "```"]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)
 

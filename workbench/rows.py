@@ -10,11 +10,13 @@ from models.work import Work, cache_bytes, decode_work, prefill_work, weight_byt
 from workbench.ceilings import CACHE_FACTOR
 from workbench.conditions import advise, slow_down
 from workbench.job import Json, RowResult
+from workbench.kernels import host_bound
 from workbench.machine import Device
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
 from workbench.room import Room, largest_fit
 from workbench.statistics import percentile, summarise
+from workbench.timer_check import disagreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,10 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
     """Add what the samples say; a time below the ceilings' own interval makes the row implausible."""
     time = summarise([result.samples_s for result in results])
     share, complaint = limit_share(evidence, time.median)
-    processes = tuple(ProcessRun(each.samples_s, each.enqueue_s, seen(each)) for each in results)
+    processes = tuple(
+        ProcessRun(each.samples_s, each.enqueue_s, seen(each), each.timer_check) for each in results
+    )
+    kernels = next((each.kernels for each in results if each.kernels), None)
     fastest_allowed = least_time(evidence, "high")
     if share is not None and fastest_allowed is not None and time.median < fastest_allowed:
         reason = (
@@ -135,8 +140,16 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         enqueue_s=plain.median(enqueued) if enqueued else None,
         tokens_per_s=tokens / time.median,
         limit_share=share,
-        warnings=warnings + ((complaint,) if complaint else ()),
+        kernels=kernels,
+        no_kernels=next((each.no_kernels for each in results if each.no_kernels), None),
+        warnings=warnings + tuple(line for line in (complaint, *doubts(results, kernels)) if line),
     )
+
+
+def doubts(results: Sequence[RowResult], kernels: Json | None) -> tuple[str | None, str | None]:
+    """Warn of clocks that disagree and of a GPU that waits for the host."""
+    checks = [each.timer_check for each in results if each.timer_check]
+    return disagreement(checks), host_bound(kernels) if kernels else None
 
 
 def seen(result: RowResult) -> Json:

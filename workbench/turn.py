@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.entries import Entry
-from workbench.job import Json, MeasureJob, RowResult, read_row_result
+from workbench.job import Finding, Json, MeasureJob, RowResult, read_finding, read_row_result
 from workbench.machine import Device
 from workbench.process import Limits, run
 from workbench.record import TIMED
@@ -45,6 +45,7 @@ class Turn:
             self.fail("crashed", f"the worker ended without a result for this row (log: {log})")
         else:
             self.fail(outcome.status, outcome.reason)
+            self.excuse(f"the process ended before or while they were traced: {outcome.reason}")
 
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
@@ -53,6 +54,8 @@ class Turn:
             self.say(event["stage"])
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
+        elif event["event"] == "finding":
+            self.take_finding(read_finding(event["result"]))
 
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
@@ -81,6 +84,21 @@ class Turn:
             result = entry.results.get(self.repeat)
             if result is not None:
                 self.keep(entry, self.repeat, replace(result, warnings=result.warnings + warnings))
+
+    def take_finding(self, finding: Finding) -> None:
+        """Add what was found to the kept result; a row without one has no use for it."""
+        entry = self.entries[finding.key]
+        result = entry.results.get(self.repeat)
+        if result is not None:
+            self.keep(entry, self.repeat, finding.added_to(result))
+
+    def excuse(self, reason: str) -> None:
+        """Say of each row that was kept why it has no kernels, if they were to be traced."""
+        for key, entry in self.entries.items() if self.job.kernels else ():
+            result = entry.results.get(self.repeat)
+            if result is not None and result.kernels is None and result.no_kernels is None:
+                warning = f"its kernels could not be traced: {reason}"
+                self.take_finding(Finding(key, no_kernels=reason, warnings=(warning,)))
 
     def fail(self, status: str, reason: str | None) -> None:
         """Give every row that has no result of this process the reason why."""

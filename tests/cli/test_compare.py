@@ -72,6 +72,19 @@ def check_second_call_reads_what_is_there(workbench: Run, rows: list[Json]) -> N
     assert {row["state"] for row in json.loads(plan.stdout)} == {"measured"}
 
 
+def test_kernels_of_rows_on_a_cpu_are_not_there_for_a_plain_reason(workbench: Run) -> None:
+    for form in ((), ("--format", "md")):
+        done = workbench("compare", "--backends", "eager", *QUICK, "--kernels", *form)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        heading = next(index for index, line in enumerate(lines) if line.startswith("kernels of one decode"))
+        assert lines[heading + 1] == (
+            "  eager: not traced: CUPTI sees what runs on a GPU, and this row ran on a CPU"
+        )
+    (row,) = rows_of(workbench("compare", "--backends", "eager", *QUICK, "--format", "json"))
+    assert row["kernels"] is None
+
+
 def test_checkpoint_saved_by_transformers_gets_verified_rows_for_both_phases(
     workbench: Run, tmp_path: Path
 ) -> None:

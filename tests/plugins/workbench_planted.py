@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType, SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Planted:
     name = "planted"
     options: Mapping[str, Option] = {
         "fault": Option("what goes wrong", tuple(FAULTS)),
-        "at": Option("where", ("build", "load", "gate", "time", "after", "after-two")),
+        "at": Option("where", ("build", "load", "gate", "time", "after", "after-two", "trace")),
     }
 
     def probe(self) -> Probe:
@@ -101,6 +102,7 @@ class Planted:
         measure.verify = verify  # type: ignore[assignment]
         measure.load_golden = lambda path: None  # type: ignore[assignment,return-value]
         artefact = Artefact(config, shapes, target, options, "own", "stock")
+        plant_cupti(artefact)
         go_wrong(artefact, "build")
         return artefact
 
@@ -147,6 +149,36 @@ def go_wrong(artefact: Artefact, place: str) -> None:
 def is_told(artefact: Artefact, fault: str, place: str) -> bool:
     options = artefact.options
     return options.get("fault", "none") == fault and options.get("at", "build") == place
+
+
+class FakeCupti:
+    """A CUPTI whose GPU ran one kernel, unless it goes wrong when the second row is traced."""
+
+    ActivityKind = SimpleNamespace(CONCURRENT_KERNEL=10, MEMCPY=1, MEMSET=2)
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+        self.flushed = 0
+
+    def activity_register_callbacks(self, requested: object, completed: Callable[[list[Any]], None]) -> None:
+        self.completed = completed
+
+    def activity_enable(self, kind: int) -> None:
+        if self.flushed:
+            go_wrong(self.artefact, "trace")
+
+    def activity_disable(self, kind: int) -> None:
+        pass
+
+    def activity_flush_all(self, flag: int) -> None:
+        self.flushed += 1
+        self.completed([SimpleNamespace(kind=10, name="planted_kernel", start=1, end=801)])
+
+
+def plant_cupti(artefact: Artefact) -> None:
+    package = ModuleType("cupti")
+    package.cupti = FakeCupti(artefact)  # type: ignore[attr-defined]
+    sys.modules["cupti"] = package
 
 
 class Absent(Planted):

@@ -15,8 +15,9 @@ from workbench import job as jobs
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant
 from workbench.entries import Entry, enter
-from workbench.job import CeilingsJob, GoldenJob, MeasureJob, RowResult
-from workbench.machine import Device
+from workbench.job import CeilingsJob, Finding, GoldenJob, MeasureJob, RowResult
+from workbench.kernels import Activity, HostTimes, summarise
+from workbench.machine import Device, MemorySampler
 from workbench.plan import PHASES, Workload, plan
 from workbench.process import Outcome
 from workbench.progress import Progress
@@ -26,9 +27,10 @@ from workbench.source import Source
 from workbench.store import Store
 
 CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)
+GPU = Device("cuda:0", "Test GPU", "sm_90", 1 << 36, uuid="GPU-1", driver="580")
 CEILINGS = {"bandwidth_bytes_per_s": [1e12], "flops_per_s": [1e15], "last_level_cache_bytes": None}
 BOTH = Workload(PHASES, (1,), (64,), (128,), 32)
-PROBE = Probe(versions={"made": "1"}, devices=("cpu",), dtypes=("float32",))
+PROBE = Probe(versions={"made": "1"}, devices=("cpu", "cuda"), dtypes=("float32",))
 
 Script = Callable[[MeasureJob], Outcome | None]
 
@@ -51,7 +53,7 @@ class Workers:
         if isinstance(job, GoldenJob):
             return Outcome("ok")
         self.started.append((job.backend, "+".join(row.phase for row in job.group.rows)))
-        assert environment["OMP_NUM_THREADS"] == "2"
+        assert environment.get("OMP_NUM_THREADS") == ("2" if job.device == "cpu" else None)
         script = self.scripts.get(job.backend, report_all)
         return script(job, on_event)
 
@@ -75,6 +77,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     for module in (campaign, turn):
         monkeypatch.setattr(module, "run", found.run)
     monkeypatch.setattr(turn, "foreign_work", lambda device: ())
+    monkeypatch.setattr(turn, "MemorySampler", lambda device: MemorySampler(CPU))
     return found
 
 
@@ -86,15 +89,20 @@ class Call:
         self.warnings: list[str] = []
 
     def __call__(
-        self, names: Iterable[str], workload: Workload = BOTH, repeats: int = 2, again: bool = False
+        self,
+        names: Iterable[str],
+        workload: Workload = BOTH,
+        repeats: int = 2,
+        again: bool = False,
+        device: Device = CPU,
     ) -> list[Entry]:
-        settings = Settings("tiny", workload, "float32", "cpu", repeats, 1.0)
+        settings = Settings("tiny", workload, "float32", device.device, repeats, 1.0)
         source = Source("tiny", self.root, PRESETS["tiny"], "abc")
         store = Store(self.root / "results", self.warnings.append)
         contestants = [Contestant(name, {}, "python", PROBE) for name in names]
         groups = plan(source.config, workload)
-        entries = enter(settings, CPU, source, store, contestants, groups, again)
-        Campaign(settings, CPU, source, store, Progress(Console(quiet=True))).measure(entries)
+        entries = enter(settings, device, source, store, contestants, groups, again)
+        Campaign(settings, device, source, store, Progress(Console(quiet=True))).measure(entries)
         for entry in entries:
             assert entry.record is not None
             assert from_json(to_json(entry.record)) == entry.record
@@ -308,3 +316,93 @@ def test_nothing_is_timed_where_nothing_can_be_verified(
     with pytest.raises(UserError, match="nothing can be verified"):
         call(["a"])
     assert workers.started == []
+
+
+def test_kernels_are_traced_in_the_first_process_on_a_gpu_only(workers: Workers, call: Call) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def note(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        asked.append((job.device, job.kernels))
+        return report_all(job, on_event)
+
+    workers.scripts["a"] = note
+    call(["a"], repeats=2)
+    call(["a"], repeats=3, device=GPU)
+    assert asked == [("cpu", False)] * 2 + [("cuda:0", True), ("cuda:0", False), ("cuda:0", False)]
+
+
+KERNELS = summarise([Activity("nvjet_tst", 0, 1000)], 1, HostTimes(5e-3, 5e-3))
+CHECK = {"events_s": [1.0], "drained_s": [1.5]}
+
+
+def report_findings(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+    outcome = report_all(job, on_event)
+    for row in job.group.rows:
+        found = [Finding(row.key, timer_check=CHECK)] if row.phase == "prefill" else []
+        found += [Finding(row.key, kernels=KERNELS)] if job.kernels else []
+        for finding in found:
+            on_event({"event": "finding", "result": jobs.to_json(finding)})
+    return outcome
+
+
+def test_findings_join_the_row_and_what_they_say_is_warned_of(workers: Workers, call: Call) -> None:
+    workers.scripts["a"] = report_findings
+    prefill, decode = (entry.record for entry in call(["a"], device=GPU))
+    assert prefill is not None
+    assert decode is not None
+    assert prefill.kernels == decode.kernels == KERNELS
+    assert [run.timer_check for run in prefill.processes] == [CHECK, CHECK]
+    assert [run.timer_check for run in decode.processes] == [None, None]
+    assert any("waits for the host" in line for line in decode.warnings)
+    assert sum("by CUDA events" in line for line in prefill.warnings) == 1
+    assert not any("by CUDA events" in line for line in decode.warnings)
+
+
+def test_findings_outlive_the_call_with_the_result_they_join(workers: Workers, call: Call) -> None:
+    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        if len(workers.started) == 2:
+            raise KeyboardInterrupt
+        return report_findings(job, on_event)
+
+    workers.scripts["a"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        call(["a"], device=GPU)
+    del workers.scripts["a"]
+    assert {entry.record.kernels is not None for entry in call(["a"], device=GPU) if entry.record} == {True}
+
+
+def test_process_that_dies_while_kernels_are_traced_costs_no_row(workers: Workers, call: Call) -> None:
+    def die(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        report_all(job, on_event)
+        if not job.kernels:
+            return Outcome("ok")
+        finding = Finding(job.group.rows[0].key, kernels=KERNELS)
+        on_event({"event": "finding", "result": jobs.to_json(finding)})
+        return Outcome("crashed", "killed by SIGSEGV in stage trace")
+
+    workers.scripts["a"] = die
+    entries = call(["a"], device=GPU)
+    assert set(statuses(entries).values()) == {"ok"}
+    prefill, decode = (entry.record for entry in entries)
+    assert prefill is not None
+    assert decode is not None
+    assert prefill.kernels == KERNELS
+    assert prefill.no_kernels is None
+    assert decode.kernels is None
+    assert "SIGSEGV in stage trace" in (decode.no_kernels or "")
+    assert any("SIGSEGV in stage trace" in line for line in decode.warnings)
+
+
+def test_findings_on_a_row_without_a_result_are_passed_over(workers: Workers, call: Call) -> None:
+    def wrong(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        for row in job.group.rows:
+            refused = result(row.key, status="wrong", reason="no", samples_s=())
+            on_event({"event": "row", "result": jobs.to_json(refused)})
+            finding = Finding(row.key, kernels=KERNELS, warnings=("seen",))
+            on_event({"event": "finding", "result": jobs.to_json(finding)})
+        return Outcome("ok")
+
+    workers.scripts["a"] = wrong
+    for entry in call(["a"], device=GPU):
+        assert entry.record is not None
+        assert (entry.record.status, entry.record.kernels, entry.record.warnings) == ("wrong", None, ())

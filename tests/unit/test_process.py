@@ -43,10 +43,10 @@ class Worker:
         self.log = log
         self.events = []
 
-    def job(self, rows=1, **options):
+    def job(self, rows=1, kernels=False, **options):
         jobs = tuple(RowJob(f"row{number + 1}", "decode", 4, 32) for number in range(rows))
         group = GroupJob(Shapes(1, (4,), 64), "no golden", jobs)
-        return MeasureJob("planted", options, str(self.model), "float32", "cpu", 0, 0.05, group)
+        return MeasureJob("planted", options, str(self.model), "float32", "cpu", 0, 0.05, group, kernels)
 
     def run(self, rows=1, limits=SHORT, **options) -> Outcome:
         return self.run_job(self.job(rows, **options), limits)
@@ -310,3 +310,30 @@ def test_the_traceback_is_shown_only_on_demand(worker, capsys, monkeypatch):
     monkeypatch.setenv("WORKBENCH_DEBUG", "1")
     worker.run(fault="exception")
     assert "the third pass is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [("kill", "crashed", "SIGKILL in stage trace"), ("hang", "timeout", "no end after 5 s in stage trace")],
+)
+def test_a_process_that_dies_while_kernels_are_traced_has_sent_its_rows(worker, fault, status, words):
+    job = worker.job(rows=2, kernels=True, fault=fault, at="trace")
+    outcome = worker.run_job(job, Limits(trace=5))
+    assert outcome.status == status
+    assert words in outcome.reason
+    assert worker.rows.keys() == {"row1", "row2"}
+    assert all(row["samples_s"] for row in worker.rows.values())
+    assert [finding["result"]["key"] for finding in worker.of("finding")] == ["row1"]
+
+
+def test_a_trace_that_raises_costs_kernels_only(worker):
+    outcome = worker.run_job(worker.job(rows=2, kernels=True, fault="exception", at="trace"), Limits())
+    assert outcome.ok
+    first, second = (finding["result"] for finding in worker.of("finding"))
+    assert first["kernels"]["kernels"][0]["name"] == "planted_kernel"
+    assert first["kernels"]["busy_s"] == pytest.approx(100e-9)  # a step of eight
+    assert second["kernels"] is None
+    assert "compiler raised" in second["warnings"][0]
+    assert "the third pass is broken" in worker.log.read_text()
+    seen = [event["event"] for event in worker.events]
+    assert seen.index("finding") > max(index for index, event in enumerate(seen) if event == "row")

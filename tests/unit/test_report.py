@@ -155,3 +155,12 @@ def test_markdown_tables_are_well_formed() -> None:
     lines = [line for line in markdown(report(SLOW, FAST)).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
     assert len(lines) == 4
+
+
+def test_kernels_are_shown_under_each_table_when_asked_for() -> None:
+    row = record("compile", device="cuda:0", no_kernels="cupti-python is missing")
+    plain = report(row)
+    asked = Report(plain.records, plain.ratios, kernels=True)
+    for write in (printed, markdown):
+        assert "not traced" not in write(plain)
+        assert "compile: not traced: cupti-python is missing" in write(asked)
