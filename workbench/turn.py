@@ -10,6 +10,9 @@ from workbench.machine import Device, MemorySampler, foreign_work
 from workbench.process import Limits, run
 from workbench.record import TIMED
 
+MAKING = ("start", "load", "build")
+"""The stages in which an engine comes to be; their memory counts for each of its rows."""
+
 
 @dataclass
 class Turn:
@@ -31,6 +34,10 @@ class Turn:
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
     memory: MemorySampler = field(init=False)
+    doing: str = "start"
+    """The stage that the process is in, or the row it times."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Highest memory of the device in each of them, in bytes; empty for a CPU."""
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:
         """Run the process to its end; rows it did not come to have that end as their reason."""
@@ -47,14 +54,27 @@ class Turn:
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
+            self.note_memory()
+            self.doing = event.get("row") or event["stage"]
             self.say(event["stage"])
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
 
+    def note_memory(self) -> None:
+        """Keep the peak of what ends now, and begin another."""
+        seen = self.memory.peak_bytes
+        if seen is not None:
+            self.peaks[self.doing] = max(seen, self.peaks.get(self.doing, 0))
+            self.memory.restart()
+
+    def peak_of(self, row: str) -> int | None:
+        """Return a row's highest memory: of the engine's making and of its timing, but not of the checks."""
+        return max((self.peaks[at] for at in (*MAKING, row) if at in self.peaks), default=None)
+
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
         entry = self.entries[result.key]
-        seen = self.memory.peak_bytes
+        seen = self.peak_of(result.key)
         result = replace(
             result,
             cold=self.cold,

@@ -270,3 +270,38 @@ def test_nothing_is_timed_where_nothing_can_be_verified(
     with pytest.raises(UserError, match="nothing can be verified"):
         call(["a"])
     assert workers.started == []
+
+
+def test_memory_of_a_row_is_that_of_the_build_and_of_its_own_timing_not_of_the_checks(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sampler:
+        """Sees what a worker is said to hold in the stage that ends."""
+
+        peak_bytes: int | None = None
+
+        def __init__(self, device: Device) -> None:
+            pass
+
+        def __enter__(self) -> "Sampler":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def restart(self) -> None:
+            type(self).peak_bytes = 0
+
+    def use(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        prefill, decode = (row.key for row in job.group.rows)
+        stages = [("build", None, 30), ("gate", None, 90), ("time", prefill, 50), ("time", decode, 20)]
+        for stage, row, held in (*stages, ("gate", None, 99)):
+            on_event({"event": "stage", "stage": stage, "row": row})
+            Sampler.peak_bytes = held
+        return report_all(job, on_event)
+
+    monkeypatch.setattr(turn, "MemorySampler", Sampler)
+    workers.scripts["a"] = use
+    prefill, decode = call(["a"], repeats=1)
+    assert prefill.record is not None and decode.record is not None
+    assert (prefill.record.peak_bytes["total"], decode.record.peak_bytes["total"]) == (50, 30)
