@@ -8,7 +8,7 @@ each step and each row of a check, since a fault may show at page edges or in on
 Dimensions: B rows of the batch, S steps of a check (1 for a prefill), M mutants, V vocabulary, C columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,36 +129,68 @@ def check_decode(
     engine: Engine, golden: Golden, tokens: npt.NDArray[np.int32], length: int, where: str = ""
 ) -> Check:
     """Force steps from position `length` on, which the engine is at, and compare each."""
-    steps = []
-    for position in range(length, length + FORCED_STEPS):
+
+    def step(position: int) -> Floats:
         engine.feed(tokens[:, position])
         engine.decode()
-        steps.append(engine.logits())
+        return engine.logits()
+
     shift = golden.decode_shift[:, golden.lengths.tolist().index(length)]  # [M, R, S, C]
+    steps = (step(position) for position in range(length, length + FORCED_STEPS))
     return compare(golden, f"decode at length {length}{where}", steps, length, shift)
 
 
-def compare(golden: Golden, name: str, steps: list[Floats], position: int, shift: Floats) -> Check:
+def compare(golden: Golden, name: str, steps: Iterable[Floats], position: int, shift: Floats) -> Check:
     """Sum up a check's logits [B, V] of each step from `position` on, with shift [M, R, S, C]."""
     first = int(np.searchsorted(golden.positions, position))
-    shift = repeat_rows(np.moveaxis(shift, 1, 0), golden.batch)  # [B, M, S, C]
-    dots, noise, errors, references = [], [], [], []
+    wide = np.ascontiguousarray(np.moveaxis(shift, 2, 0), np.float64)  # [S, M, R, C]
+    dots, noise, errors = [], [], []
     for step, logits in enumerate(steps):
-        true = repeat_rows(golden.logits[:, first + step], golden.batch)  # [B, V]
-        if logits.shape != true.shape:
-            raise NotLogits(f"logits of shape {list(logits.shape)}, not {list(true.shape)} ({name})")
-        with np.errstate(over="ignore", invalid="ignore"):
-            error = logits - true
-            errors.append(np.square(error).mean(1))
-        if not np.isfinite(errors[-1]).all():
+        square, kept = subtract(golden, logits, first + step, name)
+        if not np.isfinite(square).all():
             raise NotLogits(f"NaN, infinite or absurd logits ({name}, position {position + step})")
-        kept = error[:, golden.columns].astype(np.float64)
-        dots.append(np.einsum("bc,bmc->mb", kept, shift[:, :, step]))
-        noise.append(np.square(kept).sum(1))
-        reference = repeat_rows(golden.reference_error[:, first + step], golden.batch)
-        references.append(np.square(reference, dtype=np.float64))  # a float32 square overflows to no bound
-    squares = np.einsum("bmsc,bmsc->msb", shift, shift, dtype=np.float64)
-    return Check(name, np.stack(dots, 1), squares, *map(np.stack, (noise, errors, references)))
+        errors.append(square)
+        dots.append(project_rows(kept, wide[step]))
+        noise.append(np.einsum("bc,bc->b", kept, kept))
+    squares = np.einsum("smrc,smrc->msr", wide, wide)
+    references = np.square(golden.reference_error[:, first : first + len(errors)].T, dtype=np.float64)
+    turn = np.arange(len(noise[0])) % len(golden.tokens)  # row of golden that each row of the batch repeats
+    return Check(
+        name,
+        dots=np.stack(dots, 1),
+        shifts=squares[..., turn],
+        noise=np.stack(noise),
+        errors=np.stack(errors),
+        references=references[:, turn],
+    )
+
+
+def subtract(golden: Golden, logits: Floats, at: int, name: str) -> tuple[Floats, Floats]:
+    """Return the mean square [B] of logits [B, V] less golden's at a kept position, and the columns [B, C].
+
+    Row by row, so that what is subtracted stays in a core's cache and nothing of size [B, V] is made.
+    """
+    rows, vocab = len(golden.tokens), golden.logits.shape[-1]
+    if logits.shape != (golden.batch, vocab):
+        raise NotLogits(f"logits of shape {list(logits.shape)}, not {[golden.batch, vocab]} ({name})")
+    square = np.empty(len(logits), np.float32)
+    kept = np.empty((len(logits), len(golden.columns)))
+    error = np.empty(vocab, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row, each in enumerate(logits):
+            np.subtract(each, golden.logits[row % rows, at], out=error)
+            square[row] = np.dot(error, error) / vocab
+            kept[row] = error[golden.columns]
+    return square, kept
+
+
+def project_rows(kept: Floats, shift: Floats) -> Floats:
+    """Return <kept, shift> [M, B] for kept [B, C] and shift [M, R, C], where row b goes with row b % R."""
+    rows = shift.shape[1]
+    dots = np.empty((len(shift), len(kept)))
+    for row in range(min(rows, len(kept))):
+        dots[:, row::rows] = shift[:, row] @ kept[row::rows].T
+    return dots
 
 
 LEVELS: tuple[tuple[int, ...], ...] = ((0, 1), (1,), (0,), ())
