@@ -19,10 +19,11 @@ from workbench import machine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
 from workbench.events import Events
-from workbench.gate import Verdict, verify
+from workbench.gate import verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
 from workbench.job import MeasureJob, RowJob, RowResult
+from workbench.judgement import Verdict
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
 
@@ -153,7 +154,8 @@ def check(bench: Bench, engine: Engine) -> Verdict:
         bench.events.enter("gate")  # every check has the stage's time limit to itself
 
     beat(0, 1)
-    return verify(engine, load_golden(Path(bench.job.group.golden)), beat)
+    group = bench.job.group
+    return verify(engine, load_golden(Path(group.golden)), group.shapes.batch, beat)
 
 
 def blind_spots(verdict: Verdict) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Rounds, rotation, resuming and failures, with workers that are told what to report."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ class Workers:
         self.started: list[tuple[str, str]] = []
         """Backend and keys of the rows of each measuring process, in order."""
         self.kinds: list[str] = []
+        self.goldens: list[GoldenJob] = []
+        self.held_against: list[str] = []
+        """Golden file of each measuring process."""
         self.scripts: dict[str, Callable[[MeasureJob, Callable[[Any], None]], Outcome]] = {}
 
     def run(self, job: Any, *, on_event: Any = None, environment: Any = None, **_: Any) -> Outcome:
@@ -47,7 +51,9 @@ class Workers:
         if isinstance(job, CeilingsJob):
             return Outcome("ok", result=CEILINGS)
         if isinstance(job, GoldenJob):
+            self.goldens.append(job)
             return Outcome("ok")
+        self.held_against.append(job.group.golden)
         self.started.append((job.backend, "+".join(row.phase for row in job.group.rows)))
         assert environment["OMP_NUM_THREADS"] == "2"
         script = self.scripts.get(job.backend, report_all)
@@ -305,3 +311,28 @@ def test_memory_of_a_row_is_that_of_the_build_and_of_its_own_timing_not_of_the_c
     prefill, decode = call(["a"], repeats=1)
     assert prefill.record is not None and decode.record is not None
     assert (prefill.record.peak_bytes["total"], decode.record.peak_bytes["total"]) == (50, 30)
+
+
+def test_one_golden_of_the_largest_batchs_rows_serves_every_batch(workers: Workers, call: Call) -> None:
+    call(["a"], Workload(PHASES, (1, 2, 3), (64,), (128, 256), 32), repeats=1)
+    (job,) = workers.goldens
+    assert [(group.shapes.batch, group.shapes.prompts) for group in job.groups] == [
+        (3, (64, 128)),
+        (3, (256,)),
+    ]
+    short, long = (group.golden for group in job.groups)
+    assert workers.held_against == [short, long] * 3
+
+
+def test_golden_of_more_rows_than_needed_is_not_computed_again(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Workload(("decode",), (3,), (64,), (128,), 32)
+    call(["a"], decode, repeats=1)
+    (group,) = workers.goldens.pop().groups
+    monkeypatch.setattr(campaign, "is_whole", lambda path: str(path) == group.golden)
+    call(["b"], replace(decode, batches=(1, 2)), repeats=1)
+    assert workers.goldens == []
+    assert set(workers.held_against) == {group.golden}
+    call(["b"], replace(decode, batches=(8,)), repeats=1)
+    assert [each.shapes.batch for each in workers.goldens[0].groups] == [4]
