@@ -37,9 +37,11 @@ MEASURING = (
     "gate",
     "golden",
     "harness",
+    "judgement",
     "measure",
     "mutants",
     "stopping",
+    "streams",
     "sweep",
 )
 """The modules of `workbench` that numbers depend on, besides all of `models` and `backends`."""

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from backends.contract import Shapes
 from models.errors import UserError
 from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
+from workbench.checks import DISTINCT_ROWS, gate_rows
 from workbench.contestants import Contestant
 from workbench.entries import Entry
 from workbench.gate import GATE
@@ -27,6 +29,8 @@ SEED = 0
 """Of the tokens."""
 PROCESS_S = 15.0
 """Guess for what a process does besides timing: start, load, build, gate."""
+Lengths = tuple[tuple[int, ...], int]
+"""Prompts and capacity of an engine: what its golden depends on besides the model, whatever its batch."""
 
 
 class Campaign:
@@ -53,6 +57,8 @@ class Campaign:
         self.todo: list[Entry] = []
         """The rows that this call measures."""
         self.complained = False
+        self.golden: dict[Lengths, Path] = {}
+        """Files that the engines are held against."""
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """Run what is missing, round by round, and finish every row."""
@@ -134,7 +140,7 @@ class Campaign:
             device=self.device.device,
             seed=SEED,
             budget_s=self.settings.budget_s,
-            group=GroupJob(group.shapes, str(self.golden_path(group)), tuple(rows)),
+            group=GroupJob(group.shapes, str(self.golden[lengths_of(group)]), tuple(rows)),
             kernels=kernels,
         )
 
@@ -168,8 +174,21 @@ class Campaign:
         self.complained = True
 
     def make_golden(self, groups: Sequence[PlannedGroup]) -> None:
-        """Compute the golden files that are not there yet; raises UserError where that fails."""
-        missing = [group for group in dict.fromkeys(groups) if not is_whole(self.golden_path(group))]
+        """Compute the golden files that are not there yet; raises UserError where that fails.
+
+        One file serves all batches: it has the rows of the largest, or more if it was there before.
+        """
+        rows: dict[Lengths, int] = {}
+        for group in groups:
+            lengths = lengths_of(group)
+            rows[lengths] = max(rows.get(lengths, 0), gate_rows(group.shapes.batch))
+        missing = []
+        for lengths, needed in rows.items():
+            paths = [self.golden_path(lengths, count) for count in range(needed, DISTINCT_ROWS + 1)]
+            whole = next(filter(is_whole, paths), None)
+            self.golden[lengths] = whole or paths[0]
+            if whole is None:
+                missing.append(GroupJob(Shapes(needed, *lengths), str(paths[0]), ()))
         if not missing:
             return
         self.progress.say("computing golden logits and the faults they are told apart from")
@@ -178,7 +197,7 @@ class Campaign:
             dtype=self.settings.dtype,
             device=self.device.device,
             seed=SEED,
-            groups=tuple(GroupJob(group.shapes, str(self.golden_path(group)), ()) for group in missing),
+            groups=tuple(missing),
         )
         environment = thread_environment(self.device)
         outcome = run(job, log=self.logs / "golden.log", limits=self.limits, environment=environment)
@@ -201,14 +220,15 @@ class Campaign:
         self.ceilings = outcome.result or {}
         return self.ceilings
 
-    def golden_path(self, group: PlannedGroup) -> Path:
-        """Name a group's golden file: the same weights, shapes, tokens and kind of device share one."""
+    def golden_path(self, lengths: Lengths, rows: int) -> Path:
+        """Name a golden file: the same weights, lengths, tokens and kind of device share one."""
         parts = {
             "gate": GATE,
             "code": code_version(),
             "weights": self.source.checksum,
             "dtype": self.settings.dtype,
-            "shapes": group.shapes,
+            "lengths": lengths,
+            "rows": rows,
             "seed": SEED,
             "device": self.device.name,
         }
@@ -225,3 +245,8 @@ class Campaign:
             "device": self.device.identity(),
         }
         return cache_root() / "builds" / digest(parts)
+
+
+def lengths_of(group: PlannedGroup) -> Lengths:
+    """Return what a group's golden file is chosen by."""
+    return group.shapes.prompts, group.shapes.capacity

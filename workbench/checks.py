@@ -38,10 +38,9 @@ def workload_tokens(vocab: int, batch: int, length: int, seed: int) -> np.ndarra
     return np.stack(rows).astype(np.int32)
 
 
-def gate_tokens(vocab: int, batch: int, length: int, seed: int) -> np.ndarray:
-    """Draw the gate's tokens int32 [batch, length]; row i is sequence i % 4."""
-    distinct = workload_tokens(vocab, min(batch, DISTINCT_ROWS), length, seed)
-    return repeat_rows(distinct, batch)
+def gate_rows(batch: int) -> int:
+    """Count the distinct sequences that an engine of `batch` rows is checked with."""
+    return min(batch, DISTINCT_ROWS)
 
 
 def repeat_rows(rows: np.ndarray, batch: int) -> np.ndarray:

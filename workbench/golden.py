@@ -6,7 +6,7 @@
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import filelock
@@ -26,12 +26,12 @@ class Golden:
 
     dtype: str
     """Stored dtype of the engines this is for, and of the torch error in `reference_error`."""
-    batch: int
     hidden_size: int
     tokens: np.ndarray
     """int32 [R, filled + S]: what is prefilled and fed."""
     decoy: np.ndarray
-    """int32 [R, filled]: prefilled before the tokens, so that a page never written holds something wrong."""
+    """int32 [1, filled]: prefilled by every row before the tokens, so that a page never written holds what is
+    wrong. One for all rows: a page left from another row's earlier sequence is then known as stale, too."""
     prompts: np.ndarray
     """int [P], ascending."""
     lengths: np.ndarray
@@ -52,6 +52,19 @@ class Golden:
     reference_error: np.ndarray
     """float32 [R, N]: root mean square over the vocabulary of torch's error in the same dtype."""
 
+    def first_rows(self, rows: int) -> "Golden":
+        """Return what a golden of fewer rows holds: sequences are the same whatever the batch."""
+        if rows > len(self.tokens):
+            raise ValueError(f"a golden of {len(self.tokens)} rows cannot serve {rows}")
+        return replace(
+            self,
+            tokens=self.tokens[:rows],
+            logits=self.logits[:rows],
+            prefill_shift=self.prefill_shift[:, :, :rows],
+            decode_shift=self.decode_shift[:, :, :rows],
+            reference_error=self.reference_error[:rows],
+        )
+
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
@@ -67,7 +80,7 @@ def compute_golden(
     mutants: tuple[Mutant, ...] | None = None,
     progress: Progress | None = None,
 ) -> Golden:
-    """Compute golden and mutants in float32 on a device; needs torch.
+    """Compute golden and mutants of as many rows as the shapes' batch needs, in float32; needs torch.
 
     `lengths` and `mutants` replace the check lengths and the faults that the shapes and the model call for.
     """

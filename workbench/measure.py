@@ -20,10 +20,11 @@ from workbench.checks import workload_tokens
 from workbench.clock import Clock
 from workbench.events import Events
 from workbench.findings import look
-from workbench.gate import Verdict, verify
+from workbench.gate import verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
 from workbench.job import MeasureJob, RowJob, RowResult
+from workbench.judgement import Verdict
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
 
@@ -61,7 +62,7 @@ def measure(job: MeasureJob, events: Events) -> None:
     """Build one engine and measure its rows.
 
     Raises UserError where the input is at fault, Unsupported where the backend refuses, and whatever else
-    went wrong; rows that were finished before have been sent.
+    went wrong.
     """
     backend = registry.find(job.backend)
     bench = Bench(
@@ -83,24 +84,33 @@ def measure(job: MeasureJob, events: Events) -> None:
 
 
 def measure_rows(bench: Bench, built: Built) -> None:
-    """Check the engine, then time and check it again row by row; each row is sent as soon as it is verified.
+    """Check the engine, time every row, check the engine again and send all rows.
 
-    From the first check that fails on, rows are `wrong` and carry no times.
+    A first check that fails makes every row `wrong` before any is timed, a second one that fails all of them
+    after. Until the second check what was timed is unverified, so it does not exist: a process that dies in
+    between has measured nothing.
     """
-    verdict = check(bench, built.engine)
-    when = ""
-    for row in bench.job.group.rows:
-        result = replace(built.facts, key=row.key)
-        if verdict.passed:
-            reset_peak()  # the check's own memory is not the engine's
-            before = verdict
-            result = time_row(bench, built, row)
-            peak = highest(built.facts.peak_bytes, peak_bytes(bench))
-            verdict, when = check(bench, built.engine), "after timing: "
-            ratio = highest(before.error_ratio, verdict.error_ratio)
-            warnings = result.warnings + blind_spots(verdict)
-            result = replace(result, error_ratio=ratio, peak_bytes=peak, warnings=warnings)
-        bench.events.row(result if verdict.passed else wrong(result, verdict, when))
+    rows = bench.job.group.rows
+    before = check(bench, built.engine)
+    if not before.passed:
+        for row in rows:
+            bench.events.row(wrong(replace(built.facts, key=row.key), before, ""))
+        return
+    timed = [time_row(bench, built, row) for row in rows]
+    after = check(bench, built.engine)
+    for result in timed:
+        bench.events.row(verified(result, before, after))
+
+
+def verified(result: RowResult, before: Verdict, after: Verdict) -> RowResult:
+    """Add to a timed row what the passed check before and the check after it found."""
+    if not after.passed:
+        return wrong(result, after, "after timing: ")
+    return replace(
+        result,
+        error_ratio=highest(before.error_ratio, after.error_ratio),
+        warnings=result.warnings + blind_spots(after),
+    )
 
 
 def build(bench: Bench, shapes: Shapes) -> Built:
@@ -122,7 +132,8 @@ def build(bench: Bench, shapes: Shapes) -> Built:
         engine.stage(prompt)
         engine.prefill()
         clock.fence(engine)
-    engine.decode()
+    for _ in range(2):  # a program made for the first length is compiled once more for any other
+        engine.decode()
     clock.fence(engine)
     end = clock.now()
     facts = RowResult(
@@ -146,7 +157,8 @@ def check(bench: Bench, engine: Engine) -> Verdict:
         bench.events.enter("gate")  # every check has the stage's time limit to itself
 
     beat(0, 1)
-    return verify(engine, load_golden(Path(bench.job.group.golden)), beat)
+    group = bench.job.group
+    return verify(engine, load_golden(Path(group.golden)), group.shapes.batch, beat)
 
 
 def blind_spots(verdict: Verdict) -> tuple[str, ...]:
@@ -170,7 +182,8 @@ def wrong(result: RowResult, verdict: Verdict, when: str) -> RowResult:
 
 
 def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
-    """Time one row by the clock of its phase."""
+    """Time one row by the clock of its phase; its memory is the peak of the build and of its own samples."""
+    reset_peak()  # the memory of the check and of the row before is not this row's
     bench.events.enter("time", row=row.key)
     prompt = tokens(bench, bench.job.group.shapes.batch, row.length)
 
@@ -192,6 +205,7 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
         samples_s=samples.samples_s,
         enqueue_s=samples.enqueue_s,
         gap_s=samples.gap_s(row.steps or 1),
+        peak_bytes=highest(built.facts.peak_bytes, peak_bytes(bench)),
         warnings=() if samples.settled else (warning,),
     )
 
@@ -228,7 +242,7 @@ def reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pass  # the peak then includes the groups before
+        pass  # the peak then includes what was before
 
 
 def peak_bytes(bench: Bench) -> int | None:

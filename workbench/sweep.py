@@ -1,11 +1,13 @@
 """One sweep over the weights that computes golden, every mutant and torch's own error together; needs torch.
 
-A *stream* is a run of positions of the gate's tokens: from 0 (golden, prefills) or the forced steps behind
-golden's keys and values (decodes). Streams lie side by side in a *pack*, so that norms and products run once
-for all of them. Packs go through a layer one after the other and weights are widened one layer at a time, so
-memory holds a layer, one pack's temporaries and every pack's hidden states.
+A *stream* is a run of positions of the gate's tokens: from 0 (golden, prefills), the forced steps behind
+golden's keys and values (decodes), or what a fault reaches of a prefill. Streams lie side by side in a
+*pack*, so that norms and products run once for all of them. Packs go through a layer one after the other and
+weights are widened one layer at a time, so memory holds a layer, one pack's temporaries and every pack's
+hidden states.
 
-R rows, T positions, D hidden size, H query heads, K key/value heads, Dh head size, V vocabulary.
+R rows, T positions, D hidden size, H query heads, K key/value heads, Dh head size, V vocabulary, N checked
+positions, C kept columns.
 """
 
 from collections.abc import Iterator
@@ -24,9 +26,10 @@ from backends.torch_engine import to_torch
 from models.checkpoint import Weights
 from models.errors import UserError
 from workbench.arithmetic import Model, attend, attend_plainly
-from workbench.checks import DISTINCT_ROWS, FORCED_STEPS, gate_tokens
+from workbench.checks import FORCED_STEPS, gate_rows, workload_tokens
 from workbench.golden import Golden, Progress
-from workbench.mutants import NO_FAULT, Mutant, skipped_layer, stale_page
+from workbench.mutants import NO_FAULT, Mutant, skipped_layer
+from workbench.streams import Pack, Stream, plan_faulty
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -36,8 +39,6 @@ ALL_COLUMNS = 8192
 """Vocabularies up to here keep mutants at every column."""
 SOME_COLUMNS = 4096
 """Columns that larger vocabularies keep: the projection needs inner products only."""
-PREFILL_TOKENS = 4096
-"""Tokens of one faulty prefill: of a longer prompt fewer rows are computed, as all six cost six goldens."""
 CHUNK_POSITIONS = 64
 """Positions whose logits are computed at a time."""
 FLOAT32_FLOOR = 2.0**-18
@@ -46,44 +47,8 @@ and a plain loop over products rounds several times more than torch's blocked on
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Tokens [R, T] at positions start to start + T, computed with one fault behind right positions."""
-
-    mutant: Mutant
-    tokens: Tensor
-    start: int = 0
-
-    @property
-    def positions(self) -> range:
-        """Name the positions."""
-        return range(self.start, self.start + self.tokens.shape[1])
-
-
-class Pack:
-    """Streams side by side: hidden states [R, T, D], and the positions rope turns queries and keys to."""
-
-    def __init__(self, streams: list[Stream]) -> None:
-        self.streams = streams
-        self.tokens = torch.cat([stream.tokens for stream in streams], dim=1)
-        ends = np.cumsum([len(stream.positions) for stream in streams]).tolist()
-        self.spans = [slice(end - len(each.positions), end) for each, end in zip(streams, ends, strict=True)]
-        queries = [np.asarray(each.positions) + each.mutant.query_turn for each in streams]
-        keys = [
-            np.asarray(each.positions) + (each.mutant.decode_key_turn if each.start else 0)
-            for each in streams
-        ]
-        device = self.tokens.device
-        self.query_positions = torch.from_numpy(np.concatenate(queries)).to(device)
-        self.key_positions = torch.from_numpy(np.concatenate(keys)).to(device)
-        self.hidden = torch.empty(0)
-
-    def __iter__(self) -> Iterator[tuple[Stream, slice]]:
-        return zip(self.streams, self.spans, strict=True)
-
-
-@dataclass(frozen=True)
 class Cached:
-    """One layer's right keys and values [R, T, K, Dh] of the tokens and of the decoy."""
+    """One layer's right keys and values: of the tokens [R, T, K, Dh], of the decoy [1, T, K, Dh]."""
 
     keys: Tensor
     values: Tensor
@@ -93,17 +58,15 @@ class Cached:
 
 def attend_stream(stream: Stream, q: Tensor, k: Tensor, v: Tensor, cached: Cached) -> Tensor:
     """Attend with one stream's fault; returns [R, T, H * Dh]."""
-    fault, start, rows = stream.mutant, stream.start, len(q)
-    keys = torch.cat((cached.keys[:rows, :start], k), dim=1)
-    values = torch.cat((cached.values[:rows, :start], v), dim=1)
+    fault, start, rows, page = stream.mutant, stream.start, stream.rows, stream.page
+    keys = torch.cat((cached.keys[rows, :start], k), dim=1)
+    values = torch.cat((cached.values[rows, :start], v), dim=1)
     if fault.stale_page:
-        stale = stale_page(start or len(stream.positions))
-        page = slice(stale.start, stale.stop)
-        keys[:, page], values[:, page] = cached.decoy_keys[:rows, page], cached.decoy_values[:rows, page]
+        keys[:, page], values[:, page] = cached.decoy_keys[:, page], cached.decoy_values[:, page]
     if fault.head_shift:
         keys, values = keys.roll(-fault.head_shift, 2), values.roll(-fault.head_shift, 2)
     last_key = fault.last_key
-    if start and last_key > 0:  # what follows a step's own key is not there yet: poison, whatever the step
+    if not stream.prompts and last_key > 0:  # what follows a step's own key is not there yet: poison
         poison = torch.full_like(keys[:, :last_key], POISON)
         keys, values = torch.cat((poison, keys), dim=1), torch.cat((poison, values), dim=1)
     return attend(q, keys, values, [max(position + last_key, 0) + 1 for position in stream.positions])
@@ -116,68 +79,66 @@ class Ends:
     norm: Tensor
     head: Tensor
 
+    def to(self, dtype: torch.dtype) -> "Ends":
+        """Return both in another dtype."""
+        return Ends(self.norm.to(dtype), self.head.to(dtype))
+
 
 class Sweep:
     """Every pack on its way through the layers."""
 
     def __init__(self, model: Model, tokens: Tensor, decoy: Tensor, faulty: list[Pack]) -> None:
         self.model = model
-        self.golden = Pack([Stream(NO_FAULT, tokens), Stream(NO_FAULT, decoy)])
+        self.golden = Pack([Stream(NO_FAULT, tokens)])
+        self.decoy = Pack([Stream(NO_FAULT, decoy)])
         self.faulty = faulty
         self.reference = Pack([Stream(NO_FAULT, tokens)])
         """The tokens in the stored dtype."""
 
     def embed(self, table: Tensor) -> None:
         """Look up every pack's tokens in the stored table [V, D]."""
-        for pack in (self.golden, *self.faulty):
-            pack.hidden = F.embedding(pack.tokens, table).float()
+        for pack in (self.golden, self.decoy, *self.faulty):
+            if not pack.late:
+                pack.hidden = F.embedding(pack.tokens, table).float()
         self.reference.hidden = F.embedding(self.reference.tokens, table)
 
     def run_layer(self, layer: int, stored: dict[str, Tensor]) -> None:
         """Take every pack through a layer, in place."""
         model, pack = self.model, self.reference
+        skipped = skipped_layer(model.config.layers)
         q, k, v = model.project(pack.hidden, stored, pack.query_positions, pack.key_positions)
         model.finish(pack.hidden, attend_plainly(q, k, v), stored)
         weights = {name: tensor.float() for name, tensor in stored.items()}
-        cached: Cached | None = None
-        for pack in (self.golden, *self.faulty):  # golden first: the others read its keys and values
-            q, k, v = model.project(pack.hidden, weights, pack.query_positions, pack.key_positions)
-            if cached is None:
-                true, decoy = pack.spans
-                cached = Cached(k[:, true], v[:, true], k[:, decoy], v[:, decoy])
-            parts = [attend_stream(each, q[:, at], k[:, at], v[:, at], cached) for each, at in pack]
-            skipping = layer == skipped_layer(model.config.layers)
-            skipped = [at for each, at in pack if skipping and each.mutant.skips_layer]
-            before = [pack.hidden[:, at].clone() for at in skipped]
-            model.finish(pack.hidden, torch.cat(parts, dim=1), weights)
-            for at, hidden in zip(skipped, before, strict=True):
-                pack.hidden[:, at] = hidden
-
-    def shifts(self, golden: Floats, positions: Ints, columns: Ints, ends: Ends) -> list[Floats]:
-        """Compute each faulty pack's logits [R, T, C] less golden's, at the positions that are checked.
-
-        Rows that were not computed are 0.
-        """
-        narrow = Ends(ends.norm, ends.head[torch.from_numpy(columns).to(ends.head.device)])
-        shifts = []
+        if layer == skipped:
+            self.branch_off()
+        cached = Cached(*self.run_right(self.golden, weights), *self.run_right(self.decoy, weights))
         for pack in self.faulty:
-            first = 0 if pack.streams[0].start else -1  # of a prefill the last position alone is checked
-            at = np.concatenate([np.asarray(stream.positions)[first:] for stream in pack.streams])
-            true = golden[:, np.searchsorted(positions, at)][..., columns]
-            shift, rows = np.zeros_like(true), len(pack.hidden)
-            shift[:rows] = compute_logits(self.model, pack.hidden[:, first:], narrow) - true[:rows]
-            shifts.append(shift)
-        return shifts
+            if pack.late and layer <= skipped:
+                continue
+            q, k, v = model.project(pack.hidden, weights, pack.query_positions, pack.key_positions)
+            parts = [attend_stream(each, q[:, at], k[:, at], v[:, at], cached) for each, at in pack]
+            model.finish(pack.hidden, torch.cat(parts, dim=1), weights)
+
+    def run_right(self, pack: Pack, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take a pack without a fault, from position 0, through a layer; returns its keys and values."""
+        q, k, v = self.model.project(pack.hidden, weights, pack.query_positions, pack.key_positions)
+        attended = attend(q, k, v, [position + 1 for position in range(q.shape[1])])
+        self.model.finish(pack.hidden, attended, weights)
+        return k, v
+
+    def branch_off(self) -> None:
+        """Begin the packs that skip this layer with golden's hidden states: all was right so far."""
+        for pack in self.faulty:
+            if pack.late:
+                right = [
+                    self.golden.hidden[each.rows, each.start : each.positions.stop] for each in pack.streams
+                ]
+                pack.hidden = torch.cat(right, dim=1)
 
 
-def compute_logits(model: Model, hidden: Tensor, ends: Ends) -> Floats:
-    """Norm hidden states [R, N, D] and multiply by the head; returns float32 [R, N, V] on the host."""
-    norm, head = ends.norm.to(hidden.dtype), ends.head.to(hidden.dtype)
-    parts = []
-    for first in range(0, hidden.shape[1], CHUNK_POSITIONS):
-        x = model.norm(hidden[:, first : first + CHUNK_POSITIONS], norm)
-        parts.append(F.linear(x, head).float().cpu().numpy())
-    return np.concatenate(parts, axis=1)
+def find_logits(model: Model, hidden: Tensor, ends: Ends) -> Tensor:
+    """Norm hidden states [R, N, D] and multiply by the head, of the same dtype; returns float32 [R, N, V]."""
+    return F.linear(model.norm(hidden, ends.norm), ends.head).float()
 
 
 def scopes(weights: Weights, device: torch.device) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -208,16 +169,6 @@ def run_through(sweep: Sweep, weights: Weights, device: torch.device, progress: 
     return Ends(kept["norm"], kept["embed" if config.tied_embeddings else "head"])
 
 
-def plan_faulty(
-    tokens: Tensor, prompts: tuple[int, ...], lengths: tuple[int, ...], mutants: tuple[Mutant, ...]
-) -> list[Pack]:
-    """Put all decodes in one pack, by mutant and length; each prefill, by mutant and prompt, in its own."""
-    decodes = [Stream(each, tokens[:, at : at + FORCED_STEPS], at) for each in mutants for at in lengths]
-    rows = {prompt: max(1, PREFILL_TOKENS // prompt) for prompt in prompts}
-    prefills = [Pack([Stream(each, tokens[: rows[at], :at])]) for each in mutants for at in prompts]
-    return [*([Pack(decodes)] if decodes else []), *prefills]
-
-
 def checked_positions(prompts: tuple[int, ...], lengths: tuple[int, ...]) -> Ints:
     """List every position whose logits are checked, ascending."""
     forced = {at + step for at in lengths for step in range(FORCED_STEPS)}
@@ -231,38 +182,59 @@ def kept_columns(vocab: int) -> Ints:
     return np.linspace(0, vocab - 1, SOME_COLUMNS).round().astype(np.int64)
 
 
-def read_out(sweep: Sweep, positions: Ints, columns: Ints, ends: Ends) -> tuple[Floats, Floats, list[Floats]]:
-    """Return golden logits [R, N, V], the root mean square [R, N] of torch's error, and mutants' shifts."""
-    at = torch.from_numpy(positions).to(sweep.golden.hidden.device)
-    golden = compute_logits(sweep.model, sweep.golden.hidden[:, at], ends)
-    reference = sweep.reference.hidden[:, at]
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is dealt with below
-        error = _rms(compute_logits(sweep.model, reference, ends) - golden)
-    error = bounded(error, golden, reference.dtype)
+def read_golden(sweep: Sweep, positions: Ints, ends: Ends) -> tuple[Floats, Floats]:
+    """Return golden logits [R, N, V] and the root mean square [R, N] of torch's error.
+
+    Raises UserError if golden logits are not finite.
+    """
+    golden, reference = sweep.golden.hidden, sweep.reference.hidden
+    wide, stored = (ends.to(each.dtype) for each in (golden, reference))
+    placed = torch.from_numpy(positions).to(golden.device)
+    logits = np.empty((len(golden), len(positions), len(ends.head)), np.float32)
+    errors, sizes = [], []
+    for first in range(0, len(positions), CHUNK_POSITIONS):
+        at = placed[first : first + CHUNK_POSITIONS]
+        true = find_logits(sweep.model, golden[:, at], wide)
+        errors.append(_rms(find_logits(sweep.model, reference[:, at], stored) - true))
+        sizes.append(_rms(true))
+        logits[:, first : first + CHUNK_POSITIONS] = true.cpu().numpy()
+    error, size = (torch.cat(each, dim=1).cpu().numpy() for each in (errors, sizes))
+    error = bounded(error, size, reference.dtype)
     if reference.dtype == torch.float32:
-        error = np.maximum(error, FLOAT32_FLOOR * _rms(golden))
-    return golden, error, sweep.shifts(golden, positions, columns, ends)
+        error = np.maximum(error, FLOAT32_FLOOR * size)
+    return logits, error
 
 
-def bounded(error: Floats, golden: Floats, dtype: torch.dtype) -> Floats:
-    """Replace errors [R, N] of torch that are not finite by one rounding of golden logits [R, N, V].
+def read_faulty(
+    sweep: Sweep, golden: Floats, positions: Ints, columns: Ints, ends: Ends
+) -> Iterator[tuple[Stream, Floats]]:
+    """Yield each faulty stream with its logits [R, checked, C] less golden's [R, N, C]."""
+    at = torch.from_numpy(columns).to(ends.head.device)
+    narrow = Ends(ends.norm, ends.head[at]).to(torch.float32)
+    for pack in sweep.faulty:
+        for stream, span in pack:
+            checked = np.asarray(stream.checked)
+            hidden = pack.hidden[:, span][:, torch.from_numpy(checked - stream.start).to(at.device)]
+            faulty = find_logits(sweep.model, hidden, narrow).cpu().numpy()
+            yield stream, faulty - golden[stream.rows, np.searchsorted(positions, checked)]
+
+
+def bounded(error: Floats, size: Floats, dtype: torch.dtype) -> Floats:
+    """Replace errors [R, N] of torch that are not finite by one rounding of golden logits of a size [R, N].
 
     Where torch itself overflows in the dtype, nothing says what a right engine's error would be, and an
     infinite one would bound nothing. One rounding is the least that any engine in the dtype errs by: one
     that avoids the overflow is judged too strictly rather than not at all. Raises UserError if golden
     overflows too.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        size = _rms(golden)
     if not np.isfinite(size).all():
         raise UserError("the model's logits are no numbers even in float32: its weights are damaged")
     least = (torch.finfo(dtype).eps * size).astype(np.float32)
     return np.where(np.isfinite(error), error, least)
 
 
-def _rms(logits: Floats) -> Floats:
-    squares: Floats = np.square(logits).mean(-1)
-    return np.sqrt(squares)
+def _rms(logits: Tensor) -> Tensor:
+    return logits.square().mean(-1).sqrt()
 
 
 @torch.inference_mode()
@@ -278,9 +250,9 @@ def compute(
     """Compute what `golden.compute_golden` returns."""
     config, prompts = weights.config, shapes.prompts
     torch.backends.cuda.matmul.allow_tf32 = False
-    filled, rows = max(prompts), min(shapes.batch, DISTINCT_ROWS)
-    tokens = gate_tokens(config.vocab_size, rows, filled + FORCED_STEPS, seed)
-    decoy = gate_tokens(config.vocab_size, rows, filled, seed + 1)
+    filled, rows = max(prompts), gate_rows(shapes.batch)
+    tokens = workload_tokens(config.vocab_size, rows, filled + FORCED_STEPS, seed)
+    decoy = workload_tokens(config.vocab_size, 1, filled, seed + 1)
     placed = torch.from_numpy(tokens).to(device)
     # One position more than there are tokens: rope off by one turns the last that far.
     model = Model(config, filled + FORCED_STEPS + 1, device)
@@ -289,13 +261,17 @@ def compute(
     ends = run_through(sweep, weights, device, progress)
 
     positions, columns = checked_positions(prompts, lengths), kept_columns(config.vocab_size)
-    logits, error, shifts = read_out(sweep, positions, columns, ends)
-    decodes = shifts.pop(0) if lengths and mutants else np.empty((rows, 0, len(columns)), np.float32)
-    decodes = decodes.reshape(rows, len(mutants), len(lengths), FORCED_STEPS, len(columns))
-    prefills = np.reshape(shifts, (len(mutants), len(prompts), rows, len(columns)))
+    logits, error = read_golden(sweep, positions, ends)
+    prefills = np.zeros((len(mutants), len(prompts), rows, len(columns)), np.float32)
+    decodes = np.zeros((len(mutants), len(lengths), rows, FORCED_STEPS, len(columns)), np.float32)
+    for stream, shift in read_faulty(sweep, logits[..., columns], positions, columns, ends):
+        mutant = mutants.index(stream.mutant)
+        if not stream.prompts:
+            decodes[mutant, lengths.index(stream.start)] = shift
+        for index, prompt in enumerate(stream.prompts):
+            prefills[mutant, prompts.index(prompt), stream.rows] = shift[:, index]
     return Golden(
         dtype=weights.dtype,
-        batch=shapes.batch,
         hidden_size=config.hidden_size,
         tokens=tokens,
         decoy=decoy,
@@ -305,7 +281,7 @@ def compute(
         logits=logits,
         columns=columns,
         mutants=np.asarray([mutant.name for mutant in mutants], dtype=np.str_),
-        prefill_shift=prefills.astype(np.float32),
-        decode_shift=np.ascontiguousarray(np.moveaxis(decodes, 0, 2)),
+        prefill_shift=prefills,
+        decode_shift=decodes,
         reference_error=error,
     )

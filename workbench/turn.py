@@ -50,7 +50,7 @@ class Turn:
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
-            self.watch.enter(event["stage"])
+            self.watch.enter(event.get("row") or event["stage"])
             self.say(event["stage"])
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
@@ -60,13 +60,13 @@ class Turn:
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
         entry = self.entries[result.key]
-        seen = self.watch.peak_bytes
+        seen = self.watch.peak_of(result.key)
         result = replace(
             result,
             cold=self.cold,
             peak_bytes=result.peak_bytes if seen is None else seen,
             warnings=result.warnings + self.foreign,
-            clocks=result.clocks | self.watch.conditions() | {"ceilings_before": self.ceilings},
+            clocks=result.clocks | self.watch.conditions(result.key) | {"ceilings_before": self.ceilings},
         )
         expected = entry.blank.weights
         if result.weights != expected:

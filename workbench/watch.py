@@ -14,7 +14,7 @@ import psutil
 
 from workbench import nvml
 from workbench.conditions import Sighting, summarise
-from workbench.job import Json
+from workbench.job import STAGES, Json
 from workbench.machine import Device
 
 BUSY_PERCENT = 10.0
@@ -23,6 +23,8 @@ BUSY_MEMORY_BYTES = 1 << 30
 """Memory of a GPU taken before we start that can only be another program's; drivers hold less."""
 GROWN_BYTES = 256 << 20
 """Memory left when a worker is gone that can only be another program's: an empty CUDA context takes more."""
+MAKING = ("start", "load", "build")
+"""The stages in which an engine comes to be; their memory counts for each of its rows."""
 LOOK_S = 0.5
 """How long the use by others is watched at a time before a start."""
 LOOKS = 6
@@ -39,24 +41,26 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._idle: int | None = None
-        self._peak = 0
-        self._timing = False
-        self._seen: list[Sighting] = []
+        self._doing = "start"
+        self._peaks: dict[str, int] = {}
+        self._seen: dict[str, list[Sighting]] = {}
 
-    @property
-    def peak_bytes(self) -> int | None:
-        """Return the highest use of memory less the use before the start; None for a CPU."""
-        return None if self._idle is None else max(0, self._peak - self._idle)
+    def enter(self, doing: str) -> None:
+        """Take note of what the worker does from now on: a stage, or the row it warms up and times."""
+        self._doing = doing
 
-    def enter(self, stage: str) -> None:
-        """Take note of the worker's stage: what is seen in `time`, warming up included, is a row's."""
-        if stage == "time":
-            self._seen = []
-        self._timing = stage == "time"
+    def peak_of(self, row: str) -> int | None:
+        """Return the highest use of memory less the use before the start; None for a CPU.
 
-    def conditions(self) -> Json:
-        """Return how the GPU was while the last row was timed, and the memory held before the start."""
-        seen, self._seen, self._timing = self._seen, [], False
+        It is that of the engine's making and of the row's timing, but not of the checks.
+        """
+        if self._idle is None:
+            return None
+        return max(0, max(self._peaks.get(doing, 0) for doing in (*MAKING, row)) - self._idle)
+
+    def conditions(self, row: str) -> Json:
+        """Return how the GPU was while a row was timed, and the memory held before the start."""
+        seen = self._seen.get(row, [])
         return summarise(seen) | ({} if self._idle is None else {"idle_bytes": self._idle})
 
     def left_behind(self) -> tuple[str, ...]:
@@ -93,9 +97,11 @@ class Watch:
         with nvml.opened() as opened:
             handle = nvml.handle_of(opened, self._device.device)
             while not self._stop.wait(self.INTERVAL_S):
-                self._peak = max(self._peak, nvml.used_bytes(opened, handle) or 0)
-                if self._timing:
-                    self._seen.append(look_at(opened, handle))
+                doing = self._doing
+                used = nvml.used_bytes(opened, handle) or 0
+                self._peaks[doing] = max(used, self._peaks.get(doing, 0))
+                if doing not in STAGES:
+                    self._seen.setdefault(doing, []).append(look_at(opened, handle))
 
 
 def look_at(opened: Any, handle: Any) -> Sighting:

@@ -14,10 +14,11 @@ from models.checkpoint import Weights, open_checkpoint
 from models.config import PRESETS
 from models.weights import write_preset
 from tests.contract.planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
-from workbench import sweep
+from workbench import streams
 from workbench.checks import capacity_for
-from workbench.gate import Verdict, verify
+from workbench.gate import verify
 from workbench.golden import Golden, compute_golden
+from workbench.judgement import Verdict
 
 WIDE = "llama-3.2-1b with 2 layers"
 TINY_SHAPES = Shapes(1, (48, 100), capacity_for(100, 32))
@@ -68,9 +69,9 @@ def load_right(case: Case) -> Engine:
     return Eager().load(artefact_of(case.weights, case.shapes), case.weights)
 
 
-def check(engine: Engine, golden: Golden) -> Verdict:
+def check(engine: Engine, case: Case) -> Verdict:
     try:
-        return verify(engine, golden)
+        return verify(engine, case.golden, case.shapes.batch)
     finally:
         engine.close()
 
@@ -87,12 +88,12 @@ def assert_caught(verdict: Verdict, fault: Fault, phase: str) -> None:
 
 @pytest.mark.parametrize(("fault", "phase"), EVERY, ids=NAMES)
 def test_a_planted_fault_is_named_at_tiny_size(tiny: Case, fault: Fault, phase: str):
-    assert_caught(check(Planted(tiny.weights, tiny.shapes, fault, (phase,)), tiny.golden), fault, phase)
+    assert_caught(check(Planted(tiny.weights, tiny.shapes, fault, (phase,)), tiny), fault, phase)
 
 
 @pytest.mark.parametrize(("fault", "phase"), EVERY[: 2 * len(FAULTS)], ids=NAMES[: 2 * len(FAULTS)])
 def test_a_planted_fault_is_named_at_full_width(wide: Case, fault: Fault, phase: str):
-    assert_caught(check(Planted(wide.weights, wide.shapes, fault, (phase,)), wide.golden), fault, phase)
+    assert_caught(check(Planted(wide.weights, wide.shapes, fault, (phase,)), wide), fault, phase)
 
 
 def assert_right(verdict: Verdict) -> None:
@@ -107,21 +108,21 @@ def assert_right(verdict: Verdict) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_right_engines_pass_at_tiny_size(tmp_path: Path, dtype: str, seed: int):
     case = make_case(tmp_path / "model", "tiny", dtype, replace(TINY_SHAPES, batch=1 + seed % 3), seed=seed)
-    assert_right(check(load_right(case), case.golden))
+    assert_right(check(load_right(case), case))
 
 
 def test_a_right_engine_passes_at_full_width(wide: Case):
-    assert_right(check(load_right(wide), wide.golden))
+    assert_right(check(load_right(wide), wide))
 
 
 def test_a_fault_in_a_long_prompt_is_named_by_the_rows_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sweep, "PREFILL_TOKENS", 1)
+    monkeypatch.setattr(streams, "PREFILL_TOKENS", 1)
     case = make_case(tmp_path / "model", "tiny", "bfloat16", replace(TINY_SHAPES, batch=4), lengths=(100, 17))
-    assert_right(check(load_right(case), case.golden))
+    assert_right(check(load_right(case), case))
     for fault in FAULTS:
-        verdict = check(Planted(case.weights, case.shapes, fault, ("prefill",)), case.golden)
+        verdict = check(Planted(case.weights, case.shapes, fault, ("prefill",)), case)
         assert not verdict.passed
         assert verdict.reason is not None
         assert verdict.reason.startswith(fault.name), verdict
@@ -129,8 +130,8 @@ def test_a_fault_in_a_long_prompt_is_named_by_the_rows_computed(
 
 def test_a_faulty_row_beyond_the_distinct_ones_is_found(tmp_path: Path):
     case = make_case(tmp_path / "model", "tiny", "bfloat16", Shapes(6, (20,), capacity_for(20, 0)))
-    assert_right(check(load_right(case), case.golden))
-    verdict = check(RowFault(case.weights, case.shapes, row=5), case.golden)
+    assert_right(check(load_right(case), case))
+    verdict = check(RowFault(case.weights, case.shapes, row=5), case)
     assert not verdict.passed
     assert verdict.reason is not None
     assert verdict.reason.startswith("error ") or "row 5" in verdict.reason

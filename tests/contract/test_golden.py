@@ -15,7 +15,7 @@ from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import PRESETS, DecoderConfig, RopeScaling  # noqa: E402
 from models.errors import UserError  # noqa: E402
 from models.weights import write_preset  # noqa: E402
-from workbench import arithmetic, sweep  # noqa: E402
+from workbench import arithmetic, streams, sweep  # noqa: E402
 from workbench.arithmetic import attend_plainly  # noqa: E402
 from workbench.checks import FORCED_STEPS, capacity_for  # noqa: E402
 from workbench.golden import Golden, compute_golden  # noqa: E402
@@ -127,12 +127,42 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_long_prompt_computes_mutants_of_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     weights = make(SMALL, tmp_path / "m", monkeypatch)
     whole = compute_golden(weights, SHAPES, lengths=(3,))
-    monkeypatch.setattr(sweep, "PREFILL_TOKENS", SHAPES.prompts[-1])
+    monkeypatch.setattr(streams, "PREFILL_TOKENS", SHAPES.prompts[-1])
     fewer = compute_golden(weights, SHAPES, lengths=(3,))
     assert np.allclose(fewer.prefill_shift[:, 0], whole.prefill_shift[:, 0], atol=1e-5)
     assert np.allclose(fewer.prefill_shift[:, 1, 0], whole.prefill_shift[:, 1, 0], atol=1e-5)
     assert not fewer.prefill_shift[:, 1, 1].any()
     assert np.allclose(fewer.decode_shift, whole.decode_shift, atol=1e-5)
+
+
+def test_what_is_not_computed_of_a_fault_is_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = make(replace(SMALL, layers=3), tmp_path / "m", monkeypatch)
+    shapes = Shapes(3, (10, 24, 40), capacity_for(40, 0))
+    monkeypatch.setattr(streams, "PREFILL_TOKENS", 80)  # 3, 3 and 2 rows
+    short = compute_golden(weights, shapes, lengths=(40, 3))
+
+    def plan(mutant: Mutant, tokens: "torch.Tensor", prompts: tuple[int, ...]) -> list[streams.Pack]:
+        rows = {at: min(len(tokens), 80 // at) for at in prompts}
+        return [
+            streams.Pack([streams.Stream(mutant, tokens[: rows[at], :at], prompts=(at,))]) for at in prompts
+        ]
+
+    monkeypatch.setattr(streams, "plan_prefills", plan)
+    whole = compute_golden(weights, shapes, lengths=(40, 3))
+    assert short.prefill_shift.any((3,)).tolist() == whole.prefill_shift.any((3,)).tolist()
+    assert np.allclose(short.prefill_shift, whole.prefill_shift, atol=1e-5)
+
+
+def test_rows_of_a_golden_are_the_golden_of_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = make(SMALL, tmp_path / "m", monkeypatch, "bfloat16")
+    four, one = (compute_golden(weights, replace(SHAPES, batch=rows)) for rows in (4, 1))
+    sliced = four.first_rows(1)
+    assert np.array_equal(sliced.tokens, one.tokens)
+    assert np.array_equal(sliced.decoy, one.decoy)
+    size = rms(one.logits)
+    for name in ("logits", "prefill_shift", "decode_shift"):
+        assert np.allclose(getattr(sliced, name), getattr(one, name), atol=1e-5 * size)
+    assert np.allclose(sliced.reference_error, one.reference_error, rtol=0.2)
 
 
 def test_where_torch_overflows_one_rounding_of_golden_is_the_reference(

@@ -119,12 +119,13 @@ def test_a_backend_that_computes_nothing_gets_no_time(model, groups, tmp_path):
     assert all(row["reason"] for row in rows)
 
 
-def test_each_row_is_checked_and_sent_before_the_next_is_timed(model, groups, tmp_path):
+def test_rows_are_timed_between_two_checks_and_sent_after_the_second(model, groups, tmp_path):
     job = MeasureJob("eager", {}, str(model), DTYPE, DEVICE, 0, 0.1, groups[0])
     _, events = run(job, tmp_path / "log")
-    seen = [event.get("stage") or event["event"] for event in events if event["event"] in ("stage", "row")]
-    stages = [stage for index, stage in enumerate(seen) if index == 0 or stage != seen[index - 1]]
-    assert stages[-6:] == ["time", "gate", "row", "time", "gate", "row"]
+    seen = [(event.get("stage"), event.get("row")) for event in events if event["event"] in ("stage", "row")]
+    steps = [step for index, step in enumerate(seen) if index == 0 or step != seen[index - 1]]
+    assert steps[-5:] == [("gate", None), ("time", "p32"), ("time", "d64"), ("gate", None), (None, None)]
+    assert [event["event"] for event in events[-3:]] == ["row", "row", "done"]
 
 
 def test_an_option_that_the_device_lacks_is_unsupported(model, groups, tmp_path):

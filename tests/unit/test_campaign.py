@@ -1,6 +1,7 @@
 """Rounds, rotation, resuming and failures, with workers that are told what to report."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from workbench.contestants import Contestant
 from workbench.entries import Entry, enter
 from workbench.job import CeilingsJob, Finding, GoldenJob, MeasureJob, RowResult
 from workbench.kernels import Activity, HostTimes, summarise
-from workbench.machine import Device, MemorySampler
+from workbench.machine import Device
 from workbench.plan import PHASES, Workload, plan
 from workbench.process import Outcome
 from workbench.progress import Progress
@@ -25,6 +26,7 @@ from workbench.record import from_json, to_json
 from workbench.request import Settings
 from workbench.source import Source
 from workbench.store import Store
+from workbench.watch import Watch
 
 CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)
 GPU = Device("cuda:0", "Test GPU", "sm_90", 1 << 36, uuid="GPU-1", driver="580")
@@ -43,6 +45,9 @@ class Workers:
         """Backend and keys of the rows of each measuring process, in order."""
         self.kinds: list[str] = []
         self.looks: list[CeilingsJob] = []
+        self.goldens: list[GoldenJob] = []
+        self.held_against: list[str] = []
+        """Golden file of each measuring process."""
         self.scripts: dict[str, Callable[[MeasureJob, Callable[[Any], None]], Outcome]] = {}
 
     def run(self, job: Any, *, on_event: Any = None, environment: Any = None, **_: Any) -> Outcome:
@@ -51,7 +56,9 @@ class Workers:
             self.looks.append(job)
             return Outcome("ok", result=CEILINGS)
         if isinstance(job, GoldenJob):
+            self.goldens.append(job)
             return Outcome("ok")
+        self.held_against.append(job.group.golden)
         self.started.append((job.backend, "+".join(row.phase for row in job.group.rows)))
         assert environment.get("OMP_NUM_THREADS") == ("2" if job.device == "cpu" else None)
         script = self.scripts.get(job.backend, report_all)
@@ -77,7 +84,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     for module in (campaign, turn):
         monkeypatch.setattr(module, "run", found.run)
     monkeypatch.setattr(turn, "foreign_work", lambda device: ())
-    monkeypatch.setattr(turn, "MemorySampler", lambda device: MemorySampler(CPU))
+    monkeypatch.setattr(turn, "Watch", lambda device: Watch(CPU))
     return found
 
 
@@ -151,14 +158,16 @@ def test_ceilings_are_looked_at_in_bursts_like_the_samples_of_each_phase(
 def test_what_the_watch_saw_is_kept_with_each_row(
     workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn.Watch, "conditions", lambda self: {"samples": 3})
+    monkeypatch.setattr(turn.Watch, "conditions", lambda self, row: {"samples": 3})
     monkeypatch.setattr(turn.Watch, "left_behind", lambda self: ("another program took 3.0 GiB",))
     stages: list[str] = []
-    monkeypatch.setattr(turn.Watch, "enter", lambda self, stage: stages.append(stage))
+    monkeypatch.setattr(turn.Watch, "enter", lambda self, doing: stages.append(doing))
 
     def report_with_stages(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
-        on_event({"event": "stage", "stage": "time"})
-        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key))})
+        key = job.group.rows[0].key
+        on_event({"event": "stage", "stage": "build"})
+        on_event({"event": "stage", "stage": "time", "row": key})
+        on_event({"event": "row", "result": jobs.to_json(result(key))})
         return Outcome("crashed", "killed")
 
     workers.scripts["a"] = report_with_stages
@@ -168,7 +177,7 @@ def test_what_the_watch_saw_is_kept_with_each_row(
     assert prefill.record.warnings[0] == "another program took 3.0 GiB"
     assert decode.record is not None
     assert decode.record.status == "crashed"
-    assert stages == ["time"]
+    assert stages == ["build", prefill.key]
 
 
 def test_second_call_measures_nothing(workers: Workers, call: Call) -> None:
@@ -406,3 +415,54 @@ def test_findings_on_a_row_without_a_result_are_passed_over(workers: Workers, ca
     for entry in call(["a"], device=GPU):
         assert entry.record is not None
         assert (entry.record.status, entry.record.kernels, entry.record.warnings) == ("wrong", None, ())
+
+
+def test_memory_of_a_row_is_that_of_the_build_and_of_its_own_timing_not_of_the_checks(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watches: list[Watch] = []
+
+    def watch(device: Device) -> Watch:
+        watches.append(Watch(CPU))
+        watches[0]._idle = 0  # as if it were a GPU's
+        return watches[0]
+
+    def use(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        prefill, decode = (row.key for row in job.group.rows)
+        stages = [("build", None, 30), ("gate", None, 90), ("time", prefill, 50), ("time", decode, 20)]
+        for stage, row, held in (*stages, ("gate", None, 99)):
+            on_event({"event": "stage", "stage": stage, "row": row})
+            watches[0]._peaks[watches[0]._doing] = held
+        return report_all(job, on_event)
+
+    monkeypatch.setattr(turn, "Watch", watch)
+    monkeypatch.setattr(Watch, "left_behind", lambda self: ())
+    workers.scripts["a"] = use
+    prefill, decode = call(["a"], repeats=1)
+    assert prefill.record is not None and decode.record is not None
+    assert (prefill.record.peak_bytes["total"], decode.record.peak_bytes["total"]) == (50, 30)
+
+
+def test_one_golden_of_the_largest_batchs_rows_serves_every_batch(workers: Workers, call: Call) -> None:
+    call(["a"], Workload(PHASES, (1, 2, 3), (64,), (128, 256), 32), repeats=1)
+    (job,) = workers.goldens
+    assert [(group.shapes.batch, group.shapes.prompts) for group in job.groups] == [
+        (3, (64, 128)),
+        (3, (256,)),
+    ]
+    short, long = (group.golden for group in job.groups)
+    assert workers.held_against == [short, long] * 3
+
+
+def test_golden_of_more_rows_than_needed_is_not_computed_again(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Workload(("decode",), (3,), (64,), (128,), 32)
+    call(["a"], decode, repeats=1)
+    (group,) = workers.goldens.pop().groups
+    monkeypatch.setattr(campaign, "is_whole", lambda path: str(path) == group.golden)
+    call(["b"], replace(decode, batches=(1, 2)), repeats=1)
+    assert workers.goldens == []
+    assert set(workers.held_against) == {group.golden}
+    call(["b"], replace(decode, batches=(8,)), repeats=1)
+    assert [each.shapes.batch for each in workers.goldens[0].groups] == [4]

@@ -9,7 +9,7 @@ from workbench.checks import (
     FORCED_STEPS,
     capacity_for,
     check_lengths,
-    gate_tokens,
+    gate_rows,
     repeat_rows,
     workload_tokens,
 )
@@ -50,8 +50,8 @@ def test_workload_tokens_differ_by_sequence_and_seed_but_not_by_batch():
     assert not np.array_equal(workload_tokens(1000, 3, 40, seed=8), tokens)
 
 
-def test_gate_tokens_repeat_four_sequences():
-    tokens = gate_tokens(1000, 10, 20, seed=1)
+def test_batches_beyond_four_repeat_four_sequences():
+    tokens = workload_tokens(1000, gate_rows(10), 20, seed=1)
     assert len({row.tobytes() for row in tokens}) == DISTINCT_ROWS
-    assert np.array_equal(tokens[9], tokens[1])
-    assert np.array_equal(tokens, repeat_rows(tokens[:DISTINCT_ROWS], 10))
+    assert np.array_equal(repeat_rows(tokens, 10)[9], tokens[1])
+    assert gate_rows(3) == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench import gate
+from workbench import gate, judgement
 from workbench.checks import FORCED_STEPS
 from workbench.gate import verify
 from workbench.golden import Golden, is_whole, load_golden, save_golden
@@ -34,10 +34,9 @@ def golden() -> Golden:
     positions = np.asarray(sorted(forced | {prompt - 1 for prompt in PROMPTS}))
     return Golden(
         dtype="bfloat16",
-        batch=BATCH,
         hidden_size=HIDDEN,
         tokens=rng.integers(0, VOCAB, (ROWS, 40 + FORCED_STEPS)).astype(np.int32),
-        decoy=rng.integers(0, VOCAB, (ROWS, 40)).astype(np.int32),
+        decoy=rng.integers(0, VOCAB, (1, 40)).astype(np.int32),
         prompts=np.asarray(PROMPTS),
         lengths=np.asarray(LENGTHS),
         positions=positions,
@@ -53,8 +52,10 @@ def golden() -> Golden:
 class FakeEngine:
     """Answers golden logits plus rounding noise plus whatever a test adds."""
 
-    def __init__(self, golden: Golden, answer: Answer = lambda *_: 0.0, noise: float = NOISE) -> None:
-        self.golden, self.answer, self.noise = golden, answer, noise
+    def __init__(
+        self, golden: Golden, answer: Answer = lambda *_: 0.0, noise: float = NOISE, batch: int = BATCH
+    ) -> None:
+        self.golden, self.answer, self.noise, self.batch = golden, answer, noise, batch
         self.rng = np.random.default_rng(1)
         self.phase, self.length, self.start = "prefill", 0, 0
         self.calls: list[tuple[str, object]] = []
@@ -83,9 +84,11 @@ class FakeEngine:
     def logits(self) -> np.ndarray:
         golden = self.golden
         at = int(np.searchsorted(golden.positions, self.length - 1))
-        rows = golden.logits[np.arange(BATCH) % ROWS, at]
+        rows = golden.logits[np.arange(self.batch) % ROWS, at]
         step = self.length - 1 - self.start
-        added = [self.answer(self.phase, self.start, step, row) + np.zeros(VOCAB) for row in range(BATCH)]
+        added = [
+            self.answer(self.phase, self.start, step, row) + np.zeros(VOCAB) for row in range(self.batch)
+        ]
         noise = self.noise * self.rng.standard_normal(rows.shape)
         return (rows + noise + np.stack(added)).astype(np.float32)
 
@@ -103,7 +106,7 @@ def shift_of(golden: Golden, mutant: int, phase: str, length: int, step: int, ro
 
 
 def test_an_engine_with_torchs_rounding_passes(golden: Golden):
-    verdict = verify(FakeEngine(golden), golden)
+    verdict = verify(FakeEngine(golden), golden, BATCH)
     assert verdict.passed
     assert verdict.reason is None
     assert verdict.error_ratio == pytest.approx(1.0, abs=0.1)
@@ -118,7 +121,7 @@ def test_a_fault_is_named_with_its_phase_and_length(golden: Golden, mutant: int,
     def answer(where: str, length: int, step: int, row: int) -> np.ndarray | float:
         return shift_of(golden, mutant, where, length, step, row) if where == phase else 0.0
 
-    verdict = verify(FakeEngine(golden, answer), golden)
+    verdict = verify(FakeEngine(golden, answer), golden, BATCH)
     assert not verdict.passed
     assert verdict.reason is not None
     assert verdict.reason.startswith(MUTANTS[mutant])
@@ -132,7 +135,7 @@ def test_a_fault_at_one_length_alone_is_found_there(golden: Golden):
     def answer(where: str, length: int, step: int, row: int) -> np.ndarray | float:
         return shift_of(golden, 0, where, length, step, row) if (where, length) == ("decode", 17) else 0.0
 
-    reason = verify(FakeEngine(golden, answer), golden).reason
+    reason = verify(FakeEngine(golden, answer), golden, BATCH).reason
     assert reason == "newest key dropped (decode at length 17: projection 1.00)"
 
 
@@ -141,14 +144,14 @@ def test_a_fault_in_one_step_of_one_row_is_found_there(golden: Golden):
         hit = (where, length, step, row) == ("decode", 3, 13, 5)
         return shift_of(golden, 0, where, length, step, row) if hit else 0.0
 
-    reason = verify(FakeEngine(golden, answer), golden).reason
+    reason = verify(FakeEngine(golden, answer), golden, BATCH).reason
     assert reason is not None
     assert reason.startswith("newest key dropped (decode at length 3, step 14 of 16, row 5: projection 1.")
 
 
 def test_a_fault_hidden_under_rounding_is_called_blind_not_wrong(golden: Golden):
     coarse = replace(golden, reference_error=golden.reference_error * 1000)
-    verdict = verify(FakeEngine(coarse, noise=1000 * NOISE), coarse)
+    verdict = verify(FakeEngine(coarse, noise=1000 * NOISE), coarse, BATCH)
     assert verdict.passed
     assert set(verdict.blind) == set(MUTANTS)
     assert set(verdict.blind[MUTANTS[0]]) >= {"everything", "prefill of 20", "decode at length 3"}
@@ -157,7 +160,7 @@ def test_a_fault_hidden_under_rounding_is_called_blind_not_wrong(golden: Golden)
 
 @pytest.mark.parametrize(("noise", "passed"), [(2.6, True), (3.4, False)])
 def test_an_error_beyond_three_times_torchs_is_wrong(golden: Golden, noise: float, passed: bool):
-    verdict = verify(FakeEngine(golden, noise=noise * NOISE), golden)
+    verdict = verify(FakeEngine(golden, noise=noise * NOISE), golden, BATCH)
     assert verdict.passed is passed
     assert verdict.error_ratio == pytest.approx(noise, rel=0.1)
     if not passed:
@@ -172,7 +175,7 @@ def test_an_error_in_one_row_of_one_step_is_wrong(golden: Golden):
     def answer(where: str, length: int, step: int, row: int) -> np.ndarray | float:
         return wave if (where, length, step, row) == ("decode", 17, 4, 2) else 0.0
 
-    verdict = verify(FakeEngine(golden, answer), golden)
+    verdict = verify(FakeEngine(golden, answer), golden, BATCH)
     assert not verdict.passed
     assert verdict.error_ratio is not None and verdict.error_ratio < 3
     assert verdict.reason is not None
@@ -184,7 +187,7 @@ def test_logits_that_are_no_numbers_are_wrong(golden: Golden, value: float):
     def answer(where: str, length: int, step: int, row: int) -> float:
         return value if (where, length, step, row) == ("decode", 3, 0, 0) else 0.0
 
-    verdict = verify(FakeEngine(golden, answer), golden)
+    verdict = verify(FakeEngine(golden, answer), golden, BATCH)
     assert not verdict.passed
     assert verdict.reason == "NaN, infinite or absurd logits (decode at length 3, position 3)"
     assert verdict.error_ratio is None
@@ -194,7 +197,7 @@ def test_logits_that_are_no_numbers_are_wrong(golden: Golden, value: float):
 def test_an_error_of_torch_that_bounds_nothing_verifies_nothing(golden: Golden, value: float):
     error = golden.reference_error.copy()
     error[0, 3] = value
-    verdict = verify(FakeEngine(golden), replace(golden, reference_error=error))
+    verdict = verify(FakeEngine(golden), replace(golden, reference_error=error), BATCH)
     assert not verdict.passed
     assert verdict.reason is not None
     assert verdict.reason.startswith("cannot be verified: ")
@@ -203,23 +206,23 @@ def test_an_error_of_torch_that_bounds_nothing_verifies_nothing(golden: Golden, 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 @pytest.mark.parametrize("name", ["references", "errors"])
 def test_a_ratio_that_is_no_number_is_beyond_every_limit(golden: Golden, name: str, value: float):
-    (first, *others) = gate.run_checks(FakeEngine(golden), golden)
+    (first, *others) = gate.run_checks(FakeEngine(golden), golden, BATCH)
     broken = getattr(first, name).copy()
     broken[0, 0] = value
-    reason = gate.name_error([*others, replace(first, **{name: broken})])
+    reason = judgement.name_error([*others, replace(first, **{name: broken})])
     if (name, value) == ("errors", 0.0):
         assert reason is None
     else:
         assert reason is not None
         assert first.name in reason
-        verdict = gate.judge([*others, replace(first, **{name: broken})], golden)
+        verdict = judgement.judge([*others, replace(first, **{name: broken})], golden)
         assert not verdict.passed
         assert verdict.error_ratio is None or value == 0.0
 
 
 def test_a_huge_error_of_torch_is_still_a_bound(golden: Golden):
     huge = replace(golden, reference_error=np.full_like(golden.reference_error, 1e25))
-    verdict = verify(FakeEngine(golden), huge)  # its square is beyond float32
+    verdict = verify(FakeEngine(golden), huge, BATCH)  # its square is beyond float32
     assert verdict.passed
     assert verdict.error_ratio == pytest.approx(NOISE / 1e25, rel=0.1)
 
@@ -229,7 +232,7 @@ def test_logits_of_another_shape_are_wrong(golden: Golden):
         def logits(self) -> np.ndarray:
             return super().logits()[:, :-1]
 
-    verdict = verify(Narrow(golden), golden)
+    verdict = verify(Narrow(golden), golden, BATCH)
     assert not verdict.passed
     assert verdict.reason is not None
     assert verdict.reason.startswith(f"logits of shape [{BATCH}, {VOCAB - 1}], not [{BATCH}, {VOCAB}]")
@@ -242,22 +245,21 @@ def test_a_golden_without_mutants_still_bounds_the_error(golden: Golden):
         prefill_shift=golden.prefill_shift[:0],
         decode_shift=golden.decode_shift[:0],
     )
-    assert verify(FakeEngine(bare), bare).passed
-    assert not verify(FakeEngine(bare, noise=5 * NOISE), bare).passed
+    assert verify(FakeEngine(bare), bare, BATCH).passed
+    assert not verify(FakeEngine(bare, noise=5 * NOISE), bare, BATCH).passed
 
 
 def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     engine, progress = FakeEngine(golden), []
-    verify(engine, golden, lambda done, total: progress.append((done, total)))
+    verify(engine, golden, BATCH, lambda done, total: progress.append((done, total)))
     batch = np.arange(BATCH) % ROWS
     for name, value in engine.calls:
         if name == "feed":
             position, tokens = value
             assert np.array_equal(tokens, golden.tokens[batch, position])
         if name == "stage":
-            assert any(
-                np.array_equal(value, each[batch, : value.shape[1]]) for each in (golden.tokens, golden.decoy)
-            )
+            wanted = (golden.tokens[batch], golden.decoy[np.zeros_like(batch)])
+            assert any(np.array_equal(value, each[:, : value.shape[1]]) for each in wanted)
     names = [name for name, _ in engine.calls]
     rewinds = [index for index, name in enumerate(names) if name == "rewind"]
     assert [engine.calls[index][1] for index in rewinds] == list(LENGTHS)
@@ -265,12 +267,29 @@ def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     assert [done for done, _ in progress] == list(range(1, progress[-1][1] + 1))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("mutant", [None, 0])
+def test_rows_beyond_those_of_an_engine_change_no_judgement(golden: Golden, batch: int, mutant: int | None):
+    def answer(where: str, length: int, step: int, row: int) -> np.ndarray | float:
+        return 0.0 if mutant is None else shift_of(golden, mutant, where, length, step, row)
+
+    own = golden.first_rows(batch)
+    verdicts = [verify(FakeEngine(golden, answer, batch=batch), each, batch) for each in (own, golden)]
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0].passed is (mutant is None)
+
+
+def test_a_golden_of_too_few_rows_is_a_mistake(golden: Golden):
+    with pytest.raises(ValueError, match="of 2 rows cannot serve 3"):
+        verify(FakeEngine(golden, batch=3), golden.first_rows(2), 3)
+
+
 def test_a_saved_golden_loads_as_it_was(golden: Golden, tmp_path: Path):
     path = tmp_path / "new" / "golden.npz"
     save_golden(golden, path)
     loaded = load_golden(path)
-    assert verify(FakeEngine(loaded), loaded) == verify(FakeEngine(golden), golden)
-    assert (loaded.dtype, loaded.batch, loaded.hidden_size) == ("bfloat16", BATCH, HIDDEN)
+    assert verify(FakeEngine(loaded), loaded, BATCH) == verify(FakeEngine(golden), golden, BATCH)
+    assert (loaded.dtype, loaded.hidden_size) == ("bfloat16", HIDDEN)
     assert np.array_equal(loaded.decode_shift, golden.decode_shift)
     assert {each.name for each in path.parent.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
 
@@ -286,8 +305,8 @@ def test_a_golden_that_cannot_be_written_leaves_the_old_one(
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no space"):
-        save_golden(replace(golden, batch=1), path)
-    assert load_golden(path).batch == BATCH
+        save_golden(replace(golden, hidden_size=1), path)
+    assert load_golden(path).hidden_size == HIDDEN
     assert {each.name for each in tmp_path.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
 
 
@@ -331,5 +350,5 @@ def test_a_golden_that_was_cut_or_lacks_a_member_is_not_whole(golden: Golden, tm
         assert not is_whole(path)
     path.write_bytes(bytes(len(content)))  # a file system that lost the data but kept the length
     assert not is_whole(path)
-    np.savez(path, dtype="bfloat16", batch=1)
+    np.savez(path, dtype="bfloat16", hidden_size=1)
     assert not is_whole(path)

@@ -18,33 +18,47 @@ def wait_for(condition):
     raise AssertionError("it never came true")
 
 
-def seen(sampler, count=5):
-    """Wait until some samples of the stage are there."""
-    wait_for(lambda: len(sampler._seen) >= count)
+def seen(sampler, row="row", count=5):
+    """Wait until some samples of a row are there."""
+    wait_for(lambda: len(sampler._seen.get(row, ())) >= count)
 
 
 def test_memory_is_the_highest_use_above_the_use_before(nvml):
     with Watch(describe("cuda:0")) as sampler:
         nvml.used[0] = 6 << 30
-        wait_for(lambda: sampler.peak_bytes == (6 << 30) - (1 << 20))
+        wait_for(lambda: sampler.peak_of("row") == (6 << 30) - (1 << 20))
         nvml.used[0] = 2 << 30
-        time.sleep(0.02)
-        assert sampler.peak_bytes == (6 << 30) - (1 << 20)
+        sampler.enter("row")
+        seen(sampler)
+        assert sampler.peak_of("row") == (6 << 30) - (1 << 20)
 
 
-def test_a_row_is_told_the_conditions_of_its_own_time_stage(nvml):
+def test_memory_of_the_checks_and_of_other_rows_is_not_a_rows(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        sampler.enter("gate")
+        nvml.used[0] = 6 << 30
+        wait_for(lambda: sampler._peaks.get("gate") == 6 << 30)
+        sampler.enter("other")
+        seen(sampler, "other")
+        nvml.used[0] = 3 << 30
+        sampler.enter("row")
+        seen(sampler)
+    assert sampler.peak_of("row") == (3 << 30) - (1 << 20)
+    assert sampler.peak_of("other") == (6 << 30) - (1 << 20)
+
+
+def test_a_row_is_told_the_conditions_of_its_own_timing(nvml):
     with Watch(describe("cuda:0")) as sampler:
         sampler.enter("build")
         time.sleep(0.02)
-        sampler.enter("time")
-        seen(sampler)
+        sampler.enter("first")
+        seen(sampler, "first")
         sampler.enter("gate")
         nvml.clocks[nvml.NVML_CLOCK_SM] = 345
         time.sleep(0.02)
-        first = sampler.conditions()
-        sampler.enter("time")
-        seen(sampler)
-        second = sampler.conditions()
+        sampler.enter("second")
+        seen(sampler, "second")
+    first, second = sampler.conditions("first"), sampler.conditions("second")
     assert first["sm_mhz"]["low"] == first["sm_mhz"]["high"] == 1980
     assert second["sm_mhz"]["high"] == 345
     assert first["power_w"]["median"] == 500.4
@@ -58,7 +72,7 @@ def test_a_row_that_was_never_timed_has_no_conditions(nvml):
     with Watch(describe("cuda:0")) as sampler:
         sampler.enter("build")
         time.sleep(0.02)
-    assert sampler.conditions() == {"idle_bytes": 1 << 20}
+    assert sampler.conditions("row") == {"idle_bytes": 1 << 20}
 
 
 def test_what_a_card_does_not_tell_is_none(nvml):
@@ -71,9 +85,9 @@ def test_what_a_card_does_not_tell_is_none(nvml):
         "nvmlDeviceGetCurrentClocksEventReasons",
     }
     with Watch(describe("cuda:0")) as sampler:
-        sampler.enter("time")
+        sampler.enter("row")
         seen(sampler)
-    found = sampler.conditions()
+    found = sampler.conditions("row")
     assert found.pop("samples") >= 5
     assert found.pop("idle_bytes") == 1 << 20
     assert set(found.values()) == {None}
@@ -93,15 +107,15 @@ def test_a_card_that_tells_no_memory_has_no_peak(nvml):
     nvml.unsupported = {"nvmlDeviceGetMemoryInfo"}
     with Watch(describe("cuda:0")) as sampler:
         time.sleep(0.02)
-    assert sampler.peak_bytes is None
+    assert sampler.peak_of("row") is None
     assert sampler.left_behind() == ()
 
 
 def test_a_cpu_is_not_sampled():
     with Watch(describe("cpu")) as sampler:
-        sampler.enter("time")
-    assert sampler.peak_bytes is None
-    assert sampler.conditions() == {}
+        sampler.enter("row")
+    assert sampler.peak_of("row") is None
+    assert sampler.conditions("row") == {}
     assert sampler.left_behind() == ()
 
 
