@@ -158,10 +158,10 @@ def test_ceilings_are_looked_at_in_bursts_like_the_samples_of_each_phase(
 def test_what_the_watch_saw_is_kept_with_each_row(
     workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn.Watch, "conditions", lambda self, row: {"samples": 3})
-    monkeypatch.setattr(turn.Watch, "left_behind", lambda self: ("another program took 3.0 GiB",))
+    monkeypatch.setattr(Watch, "conditions", lambda self, row: {"samples": 3})
+    monkeypatch.setattr(Watch, "left_behind", lambda self: ("another program took 3.0 GiB",))
     stages: list[str] = []
-    monkeypatch.setattr(turn.Watch, "enter", lambda self, doing: stages.append(doing))
+    monkeypatch.setattr(Watch, "enter", lambda self, doing: stages.append(doing))
 
     def report_with_stages(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
         key = job.group.rows[0].key
