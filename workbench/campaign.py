@@ -1,6 +1,5 @@
 """The measuring itself: rounds of processes, backends in rotating order, each result on disk at once."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from statistics import median
 
 from backends.contract import Shapes
 from models.errors import UserError
+from workbench.builds import builds_root, open_build, prune_builds, recall_build, remember_build
 from workbench.caches import cache_root, code_version, compiler_environment, digest
 from workbench.checks import DISTINCT_ROWS, gate_rows
 from workbench.contestants import Contestant
@@ -46,6 +46,7 @@ class Campaign:
         store: Store,
         progress: Progress,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        again: bool = False,
     ) -> None:
         self.settings = settings
         self.device = device
@@ -59,6 +60,10 @@ class Campaign:
         self.bursts_s: list[float] = []
         """How long the timed samples took so far."""
         self.complained = False
+        self.again = again
+        """Whether every engine is built cold first, whatever earlier comparisons left."""
+        self.built: set[Path] = set()
+        """Build folders that a process of this call has used."""
         self.golden: dict[Lengths, Path] = {}
         """Files that the engines are held against."""
 
@@ -76,7 +81,7 @@ class Campaign:
                 self.run_round(repeat, lacking)
         for entry in todo:
             self.complete(entry)
-            shutil.rmtree(self.build_folder(entry.contestant, entry.group), ignore_errors=True)
+        prune_builds()
 
     def run_round(self, repeat: int, lacking: Sequence[Entry]) -> None:
         """Run a process for each engine, backends in rotating order, between two looks at the ceilings."""
@@ -108,14 +113,11 @@ class Campaign:
     ) -> None:
         """Run one process: one engine of one backend, with compiler caches of its own."""
         folder = self.build_folder(contestant, group)
-        if not any(entry.results for entry in entries):
-            shutil.rmtree(folder, ignore_errors=True)  # left by a call whose results are not taken over
         turn = Turn(
             job=self.job(contestant, group, entries),
             entries={entry.key: entry for entry in entries},
             repeat=repeat,
             device=self.device,
-            cold=not folder.exists(),
             ceilings=ceilings,
             keep=self.keep,
             say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
@@ -123,7 +125,8 @@ class Campaign:
         )
         log = self.logs / f"{slug(contestant.name)}.{group.shapes.batch}.{group.shapes.capacity}.{repeat}.log"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            turn.cold = open_build(folder, anew=self.again and folder not in self.built)
+            self.built.add(folder)
             environment = compiler_environment(folder) | thread_environment(self.device)
             turn.run(contestant.python, log, environment, self.limits)
         except (OSError, UserError) as error:  # a full disk under the cache must not cost the other rows
@@ -147,17 +150,28 @@ class Campaign:
         """Remember a timed result, on disk before anything else happens."""
         if repeat not in entry.results:
             self.bursts_s.append(median(result.samples_s) * (entry.row.steps or 1))
+            self.remember(entry, result)
         entry.results[repeat] = result
         try:
             self.store.keep(self.device.name, repeat, result)
         except UserError as error:
             self.complain(error)
 
+    def remember(self, entry: Entry, result: RowResult) -> None:
+        """Keep what a cold build took with the caches it filled."""
+        if not result.cold or result.build_s is None:
+            return
+        try:
+            remember_build(self.build_folder(entry.contestant, entry.group), result.build_s)
+        except OSError as error:
+            self.progress.warn(f"the next comparison builds {entry.contestant.name} cold: {error.strerror}")
+
     def complete(self, entry: Entry) -> None:
         """Finish one row and write it; the other processes of a failed row stay for the next call."""
         results = [entry.results[repeat] for repeat in sorted(entry.results)]
         results += [entry.failure] if entry.failure else []
-        evidence = gather(self.source.config, self.settings.dtype, entry.group, entry.row, results)
+        before = recall_build(self.build_folder(entry.contestant, entry.group))
+        evidence = gather(self.source.config, self.settings.dtype, entry.group, entry.row, results, before)
         entry.record = finish(entry.blank, results, evidence)
         try:
             self.store.append(entry.record)
@@ -235,6 +249,7 @@ class Campaign:
     def build_folder(self, contestant: Contestant, group: PlannedGroup) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
+            "code": code_version(),
             "backend": contestant.name,
             "shapes": group.shapes,
             "versions": dict(contestant.probe.versions),
@@ -242,7 +257,7 @@ class Campaign:
             "dtype": self.settings.dtype,
             "device": self.device.identity(),
         }
-        return cache_root() / "builds" / digest(parts)
+        return builds_root() / digest(parts)
 
 
 def lengths_of(group: PlannedGroup) -> Lengths:

@@ -23,8 +23,6 @@ class Turn:
     """By key."""
     repeat: int
     device: Device
-    cold: bool
-    """Whether the compilers' caches are empty at its start."""
     ceilings: Json
     """What the machine could do just before."""
     keep: Callable[[Entry, int, RowResult], None]
@@ -33,6 +31,8 @@ class Turn:
     advance: Callable[[], None]
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
+    cold: bool = False
+    """Whether the compilers' caches are empty at its start."""
     memory: MemorySampler = field(init=False)
     doing: str = "start"
     """The stage that the process is in, or the row it times."""
