@@ -1,12 +1,12 @@
 """The measuring itself: rounds of processes, backends in rotating order, each result on disk at once."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from backends.contract import Shapes
 from models.errors import UserError
+from workbench.builds import builds_root, open_build, prune_builds, recall_build, remember_build
 from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
 from workbench.checks import DISTINCT_ROWS, gate_rows
@@ -44,6 +44,7 @@ class Campaign:
         store: Store,
         progress: Progress,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        again: bool = False,
     ) -> None:
         self.settings = settings
         self.device = device
@@ -57,6 +58,10 @@ class Campaign:
         self.todo: list[Entry] = []
         """The rows that this call measures."""
         self.complained = False
+        self.again = again
+        """Whether every engine is built cold first, whatever earlier comparisons left."""
+        self.built: set[Path] = set()
+        """Build folders that a process of this call has used."""
         self.golden: dict[Lengths, Path] = {}
         """Files that the engines are held against."""
 
@@ -74,7 +79,7 @@ class Campaign:
                 self.run_round(repeat, lacking)
         for entry in todo:
             self.complete(entry)
-            shutil.rmtree(self.build_folder(entry.contestant, entry.group), ignore_errors=True)
+        prune_builds()
 
     def run_round(self, repeat: int, lacking: Sequence[Entry]) -> None:
         """Run a process for each engine, backends in rotating order, between two looks at the ceilings."""
@@ -106,14 +111,11 @@ class Campaign:
     ) -> None:
         """Run one process: one engine of one backend, with compiler caches of its own."""
         folder = self.build_folder(contestant, group)
-        if not any(entry.results for entry in entries):
-            shutil.rmtree(folder, ignore_errors=True)  # left by a call whose results are not taken over
         turn = Turn(
             job=self.job(contestant, group, entries, kernels=self.device.is_gpu and repeat == 0),
             entries={entry.key: entry for entry in entries},
             repeat=repeat,
             device=self.device,
-            cold=not folder.exists(),
             ceilings=ceilings,
             keep=self.keep,
             say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
@@ -121,7 +123,8 @@ class Campaign:
         )
         log = self.logs / f"{slug(contestant.name)}.{group.shapes.batch}.{group.shapes.capacity}.{repeat}.log"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            turn.cold = open_build(folder, anew=self.again and folder not in self.built)
+            self.built.add(folder)
             environment = compiler_environment(folder) | thread_environment(self.device)
             turn.run(contestant.python, log, environment, self.limits)
         except (OSError, UserError) as error:  # a full disk under the cache must not cost the other rows
@@ -146,18 +149,30 @@ class Campaign:
 
     def keep(self, entry: Entry, repeat: int, result: RowResult) -> None:
         """Remember a timed result, on disk before anything else happens."""
+        if repeat not in entry.results:
+            self.remember(entry, result)
         entry.results[repeat] = result
         try:
             self.store.keep(self.device.name, repeat, result)
         except UserError as error:
             self.complain(error)
 
+    def remember(self, entry: Entry, result: RowResult) -> None:
+        """Keep what a cold build took with the caches it filled."""
+        if not result.cold or result.build_s is None:
+            return
+        try:
+            remember_build(self.build_folder(entry.contestant, entry.group), result.build_s)
+        except OSError as error:
+            self.progress.warn(f"the next comparison builds {entry.contestant.name} cold: {error.strerror}")
+
     def complete(self, entry: Entry) -> None:
         """Finish one row and write it; the other processes of a failed row stay for the next call."""
         results = [entry.results[repeat] for repeat in sorted(entry.results)]
         results += [entry.failure] if entry.failure else []
+        before = recall_build(self.build_folder(entry.contestant, entry.group))
         evidence = gather(
-            self.source.config, self.settings.dtype, self.device, entry.group, entry.row, results
+            self.source.config, self.settings.dtype, self.device, entry.group, entry.row, results, before
         )
         entry.record = finish(entry.blank, results, evidence)
         try:
@@ -237,6 +252,7 @@ class Campaign:
     def build_folder(self, contestant: Contestant, group: PlannedGroup) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
+            "code": code_version(),
             "backend": contestant.name,
             "shapes": group.shapes,
             "versions": dict(contestant.probe.versions),
@@ -244,7 +260,7 @@ class Campaign:
             "dtype": self.settings.dtype,
             "device": self.device.identity(),
         }
-        return cache_root() / "builds" / digest(parts)
+        return builds_root() / digest(parts)
 
 
 def lengths_of(group: PlannedGroup) -> Lengths:

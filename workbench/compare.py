@@ -35,7 +35,7 @@ def compare(request: Request, form: str, kernels: bool = False) -> bool:
             if request.again:
                 for entry in entries:
                     store.forget(device.name, entry.key)
-            Campaign(settings, device, source, store, progress).measure(entries)
+            Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
     records = [entry.record for entry in entries if entry.record is not None]
     write(records, request.baseline, form, kernels)
     return request.backends is None or all(record.timed for record in records)

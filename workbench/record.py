@@ -110,7 +110,8 @@ class Record:
     """Least time the ceilings allow over the median time; None where it says nothing (see warnings)."""
     ceilings: Json = field(default_factory=dict)
     build_s: Json = field(default_factory=dict)
-    """`cold` and `warm`: from `build()` to the first synchronised token of every shape."""
+    """`cold` and `warm`: from `build()` to the first synchronised token of every shape. `cold_measured` is
+    there if an earlier comparison built cold, and says when."""
     load_s: float | None = None
     peak_bytes: Json = field(default_factory=dict)
     """`total`, `weights`, `cache`, `rest`."""

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
+from workbench.builds import ColdBuild
 from workbench.ceilings import CACHE_FACTOR
 from workbench.conditions import advise, slow_down
 from workbench.job import Json, RowResult
@@ -40,24 +41,21 @@ def gather(
     group: PlannedGroup,
     row: PlannedRow,
     results: Sequence[RowResult],
+    before: ColdBuild | None = None,
 ) -> Evidence:
-    """Gather what is known of a row besides its samples: the least work, ceilings, build times."""
+    """Gather what is known of a row besides its samples: the least work, ceilings, build times.
+
+    `before` is the cold build whose caches the row's processes started with, if none of them built cold.
+    """
     names = ("ceilings_before", "ceilings_after")
     looks = [result.clocks[name] for result in results for name in names if result.clocks.get(name)]
-    builds = {
-        cold: [result.build_s for result in results if result.cold is cold and result.build_s is not None]
-        for cold in (True, False)
-    }
     shapes = group.shapes
     return Evidence(
         work=least_work(config, dtype, row),
         ceilings=summarise_ceilings([look for index, look in enumerate(looks) if look not in looks[:index]]),
         weight_bytes=weight_bytes(config, dtype),
         cache_bytes=cache_bytes(config, dtype, shapes.batch, shapes.capacity),
-        build_s={
-            "cold": plain.median(builds[True]) if builds[True] else None,
-            "warm": plain.median(builds[False]) if builds[False] else None,
-        },
+        build_s=find_builds(results, before),
         room=room_for(config, dtype, device, group, row),
     )
 
@@ -76,6 +74,18 @@ def room_for(
         capacity=group.shapes.capacity,
         max_positions=config.max_positions,
     )
+
+
+def find_builds(results: Sequence[RowResult], before: ColdBuild | None) -> Json:
+    """Return seconds of a `cold` and a `warm` build; `cold_measured` tells when, if in an earlier call."""
+    builds = {
+        cold: [result.build_s for result in results if result.cold is cold and result.build_s is not None]
+        for cold in (True, False)
+    }
+    warm = plain.median(builds[False]) if builds[False] else None
+    if builds[True] or before is None:
+        return {"cold": plain.median(builds[True]) if builds[True] else None, "warm": warm}
+    return {"cold": before.build_s, "warm": warm, "cold_measured": before.measured}
 
 
 def least_work(config: DecoderConfig, dtype: str, row: PlannedRow) -> Work:

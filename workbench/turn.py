@@ -21,8 +21,6 @@ class Turn:
     """By key."""
     repeat: int
     device: Device
-    cold: bool
-    """Whether the compilers' caches are empty at its start."""
     ceilings: Json
     """What the machine could do just before."""
     keep: Callable[[Entry, int, RowResult], None]
@@ -31,6 +29,8 @@ class Turn:
     advance: Callable[[], None]
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
+    cold: bool = False
+    """Whether the compilers' caches are empty at its start."""
     watch: Watch = field(init=False)
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:

@@ -1,7 +1,10 @@
 """Rounds, rotation, resuming and failures, with workers that are told what to report."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from rich.console import Console
 from backends.contract import Probe
 from models.config import PRESETS
 from models.errors import UserError
-from workbench import campaign, turn
+from workbench import builds, campaign, turn
+from workbench import entries as rows_on_the_way
 from workbench import job as jobs
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant
@@ -109,7 +113,8 @@ class Call:
         contestants = [Contestant(name, {}, "python", PROBE) for name in names]
         groups = plan(source.config, workload)
         entries = enter(settings, device, source, store, contestants, groups, again)
-        Campaign(settings, device, source, store, Progress(Console(quiet=True))).measure(entries)
+        progress = Progress(Console(quiet=True))
+        Campaign(settings, device, source, store, progress, again=again).measure(entries)
         for entry in entries:
             assert entry.record is not None
             assert from_json(to_json(entry.record)) == entry.record
@@ -265,9 +270,11 @@ def test_each_engine_is_built_cold_in_a_folder_of_its_own(workers: Workers, call
     assert [entry.results[0].cold for entry in entries] == [True, True]
 
 
-def test_resumed_process_is_cold_only_because_its_caches_were_emptied(workers: Workers, call: Call) -> None:
+def test_resumed_comparison_starts_with_the_caches_that_the_cold_build_left(
+    workers: Workers, call: Call
+) -> None:
     def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
-        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key))})
+        on_event({"event": "row", "result": jobs.to_json(result(job.group.rows[0].key, build_s=9.0))})
         raise KeyboardInterrupt
 
     workers.scripts["a"] = interrupted
@@ -276,8 +283,72 @@ def test_resumed_process_is_cold_only_because_its_caches_were_emptied(workers: W
     del workers.scripts["a"]
     prefill, decode = call(["a"], repeats=2)
     assert [prefill.results[repeat].cold for repeat in (0, 1)] == [True, False]
-    assert [decode.results[repeat].cold for repeat in (0, 1)] == [True, False]
+    assert [decode.results[repeat].cold for repeat in (0, 1)] == [False, False]
+    assert prefill.record is not None and decode.record is not None
+    assert prefill.record.build_s == {"cold": 9.0, "warm": 3.0}
+    assert decode.record.build_s["cold"] == 9.0
     assert len(workers.started) == 3  # the first round for the decode alone, the second for both
+
+
+def test_later_comparison_of_an_engine_is_warm_and_says_when_it_was_built_cold(
+    workers: Workers, call: Call
+) -> None:
+    prefills = Workload(("prefill",), (1,), (64, 128), (128,), 32)
+    call(["a"], prefills, repeats=1)
+    shutil.rmtree(call.root / "results")
+    workers.scripts["a"] = report_all
+    for entry in call(["a"], prefills, repeats=1):
+        assert entry.results[0].cold is False
+        assert entry.record is not None
+        measured = entry.record.build_s.pop("cold_measured")
+        assert datetime.fromisoformat(measured).tzinfo is not None
+        assert entry.record.build_s == {"cold": 3.0, "warm": 3.0}
+
+
+def test_again_builds_cold_once(workers: Workers, call: Call) -> None:
+    call(["a"])
+    for entry in call(["a"], again=True):
+        assert [entry.results[repeat].cold for repeat in (0, 1)] == [True, False]
+
+
+def test_edited_code_builds_cold(workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(["a"])
+    for module in (campaign, rows_on_the_way):
+        monkeypatch.setattr(module, "code_version", lambda: "edited")
+    assert call(["a"])[0].results[0].cold is True
+
+
+def test_build_that_was_killed_or_gave_wrong_rows_is_done_cold_again(workers: Workers, call: Call) -> None:
+    def fail(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        (folder,) = (call.root / "cache" / "builds").iterdir()
+        (folder / "half").touch()
+        wrong = result(job.group.rows[0].key, status="wrong", samples_s=())
+        on_event({"event": "row", "result": jobs.to_json(wrong)})
+        return Outcome("crashed", "killed")
+
+    workers.scripts["a"] = fail
+    call(["a"])
+    del workers.scripts["a"]
+    assert call(["a"])[0].results[0].cold is True
+    assert not list((call.root / "cache" / "builds").glob("*/half"))
+
+
+def test_only_the_builds_used_last_are_kept(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builds, "KEPT_BUILDS", 2)
+    folders = call.root / "cache" / "builds"
+    call(["a"], repeats=1)
+    call(["b"], repeats=1)
+    kept = set(folders.iterdir())
+    assert len(kept) == 2
+    for age, folder in enumerate(sorted(kept)):
+        os.utime(folder, (age, age))
+    oldest, newer = sorted(kept)
+    call(["c"], repeats=1)
+    assert newer in set(folders.iterdir())
+    assert oldest not in set(folders.iterdir())
+    assert len(list(folders.iterdir())) == 2
 
 
 def test_other_weights_are_refused(workers: Workers, call: Call) -> None:

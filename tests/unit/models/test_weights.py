@@ -23,7 +23,7 @@ from models.config import PRESETS
 from models.errors import UserError
 from models.hugging_face import read_config
 from models.layout import NUMPY_DTYPES, fused_layout
-from models.weights import hash_bytes, tensor_chunks, tensor_key, value_table, write_preset
+from models.weights import hash_bytes, tensor_elements, tensor_key, value_table, write_preset
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 
@@ -34,7 +34,7 @@ def found_in(folder: Path) -> list[str]:
 
 
 def elements(name: str, shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> np.ndarray:
-    return np.concatenate(list(tensor_chunks(name, shape, dtype, seed)))
+    return tensor_elements(name, shape, dtype, seed, 0, math.prod(shape))
 
 
 def splitmix64(key: int, index: int) -> int:
@@ -141,6 +141,31 @@ def test_shards_stay_below_the_limit_and_hold_the_same(
     assert max(shard.stat().st_size for shard in shards) < limit + 10_000  # the header is beside the limit
     one, many = (open_checkpoint(tmp_path / each, "bfloat16").checksum() for each in ("one", "many"))
     assert one == many
+
+
+def test_pieces_written_by_several_threads_hold_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_preset("tiny", "bfloat16", tmp_path / "one")
+    monkeypatch.setattr(weights, "PIECE", 8 * 1001)  # ends within most tensors
+    monkeypatch.setattr(weights, "THREADS", 4)
+    write_preset("tiny", "bfloat16", tmp_path / "many")
+    one, many = (
+        [path.read_bytes() for path in sorted((tmp_path / each).iterdir())] for each in ("one", "many")
+    )
+    assert one == many
+
+
+def test_disk_that_fills_up_under_a_thread_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights.os, "pwrite", fill)
+    with pytest.raises(UserError, match="No space left"):
+        write_preset("tiny", "float32", tmp_path / "tiny")
+    assert found_in(tmp_path) == []
 
 
 def test_every_family_writes_what_it_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
