@@ -8,7 +8,6 @@ compared first. Exits with 1 if ours is slower than its counterpart by more than
 """
 
 import argparse
-import platform
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from backends.contract import Engine, Shapes, Target  # noqa: E402
 from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import is_preset  # noqa: E402
 from models.weights import write_preset  # noqa: E402
+from workbench.machine import describe, resolve_device  # noqa: E402
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04}
 """Largest difference of logits between the two implementations, as a share of their root mean square."""
@@ -42,12 +42,14 @@ Runner = Any
 class Transformers:
     """The transformers model with a static cache, eager or compiled as its own `generate` would."""
 
-    def __init__(self, folder: Path, dtype: str, shapes: Shapes, compiled: bool) -> None:
+    def __init__(self, folder: Path, dtype: str, shapes: Shapes, device: str, compiled: bool) -> None:
         from transformers import AutoModelForCausalLM, StaticCache
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self.device = torch.device(device)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model = model.eval().to(self.device)
         self.cache = StaticCache(config=self.model.config, max_cache_len=shapes.capacity)
         config = self.model.config
         with torch.inference_mode():
@@ -56,7 +58,7 @@ class Transformers:
                 config.num_key_value_heads,
                 config.head_dim,
                 getattr(torch, dtype),
-                torch.device("cpu"),
+                self.device,
             )
         self.forward: Callable[..., Any] = self.model
         if compiled:
@@ -64,7 +66,7 @@ class Transformers:
 
     def stage(self, tokens: np.ndarray) -> None:
         """Take tokens [B, T]."""
-        self.tokens = torch.from_numpy(tokens).long()
+        self.tokens = torch.from_numpy(tokens).long().to(self.device)
 
     def prefill(self) -> None:
         """Run the staged tokens from position 0."""
@@ -89,14 +91,19 @@ class Transformers:
 
     def logits(self) -> np.ndarray:
         """Return the last step's logits [B, V]."""
-        logits: np.ndarray = self.last.float().numpy().copy()
+        logits: np.ndarray = self.last.float().cpu().numpy().copy()
         return logits
 
+    def sync(self) -> None:
+        """Return when the device is idle."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
-def ours(name: str, weights: Weights, shapes: Shapes) -> Engine:
-    """Build one of our backends for this CPU."""
+
+def ours(name: str, weights: Weights, shapes: Shapes, device: str) -> Engine:
+    """Build one of our backends for this machine."""
     backend = registry.find(name)
-    target = Target("cpu", weights.dtype, platform.machine())
+    target = Target(device, weights.dtype, describe(device).architecture)
     return backend.load(backend.build(weights.config, shapes, target, {}), weights)
 
 
@@ -125,17 +132,21 @@ def check_logits(runners: dict[str, Runner], tokens: np.ndarray, dtype: str) -> 
 def time_prefill(runner: Runner, tokens: np.ndarray) -> float:
     """Return the seconds of one prefill."""
     runner.stage(tokens)
+    runner.sync()
     start = time.perf_counter()
     runner.prefill()
+    runner.sync()
     return time.perf_counter() - start
 
 
 def time_decode(runner: Runner, context: int, steps: int) -> float:
     """Return the seconds of one decode step, over a chain."""
     runner.rewind(context)
+    runner.sync()
     start = time.perf_counter()
     for _ in range(steps):
         runner.decode()
+    runner.sync()
     return (time.perf_counter() - start) / steps
 
 
@@ -167,8 +178,8 @@ def report(phase: str, samples: dict[str, np.ndarray]) -> bool:
         spread = f"quartiles {low * 1e3:.3f} .. {high * 1e3:.3f}"
         print(f"{phase:8} {name:22} {np.median(values) * 1e3:9.3f} ms   {spread}")
     slower = False
-    for mine in ("eager", "compile"):
-        for theirs in ("transformers", "transformers compiled"):
+    for mine in [name for name in ("eager", "compile") if name in samples]:
+        for theirs in [name for name in samples if name.startswith("transformers")]:
             ratio, low, high = ratio_interval(samples[mine], samples[theirs])
             verdict = "slower" if low > 1 else "faster" if high < 1 else "equal"
             print(f"{phase:8} {mine} / {theirs}: {ratio:.3f} ({low:.3f} .. {high:.3f}) {verdict}")
@@ -188,7 +199,10 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--samples", type=int, default=30)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--eager-only", action="store_true", help="leave out whatever is compiled")
     arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
     capacity = max(arguments.prompt + 4, arguments.context + arguments.steps)
     shapes = Shapes(arguments.batch, tuple(sorted({arguments.prompt, arguments.context})), capacity)
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,11 +212,14 @@ def main() -> int:
             write_preset(arguments.model, arguments.dtype, folder)
         weights = open_checkpoint(folder, arguments.dtype)
         runners: dict[str, Runner] = {
-            "eager": ours("eager", weights, shapes),
-            "transformers": Transformers(folder, arguments.dtype, shapes, compiled=False),
-            "compile": ours("compile", weights, shapes),
-            "transformers compiled": Transformers(folder, arguments.dtype, shapes, compiled=True),
+            "eager": ours("eager", weights, shapes, device),
+            "transformers": Transformers(folder, arguments.dtype, shapes, device, compiled=False),
         }
+        if not arguments.eager_only:
+            runners |= {
+                "compile": ours("compile", weights, shapes, device),
+                "transformers compiled": Transformers(folder, arguments.dtype, shapes, device, compiled=True),
+            }
         return compare(runners, weights, shapes, arguments)
 
 

@@ -50,7 +50,7 @@ class Turn:
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
-            self.watch.enter(event.get("row") or event["stage"])
+            self.watch.enter((event["stage"] == "time" and event.get("row")) or event["stage"])
             self.say(event["stage"])
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
