@@ -81,7 +81,7 @@ def value_table(name: str, shape: Shape) -> Array:
 def pair_table(name: str, shape: Shape, dtype: str) -> Array:
     """Return what every 16 bits stand for: the bits of two elements in `dtype`, as one unsigned integer.
 
-    One look-up makes two elements, and Python's lock is free meanwhile, unlike for numpy's bfloat16.
+    Look-ups are most of the time, so each makes two elements.
     """
     size = NUMPY_DTYPES[dtype].itemsize
     bits = value_table(name, shape).astype(NUMPY_DTYPES[dtype]).view(f"u{size}").astype(f"u{2 * size}")
