@@ -1,9 +1,12 @@
 """Hugging Face safetensors folders, opened by their headers and read one fused tensor at a time."""
 
 import difflib
+import errno
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,18 +34,33 @@ T = TypeVar("T")
 
 _INDEX = "model.safetensors.index.json"
 _TIED_ROWS = 4096
+PIECE_BYTES = 8 << 20
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that read a tensor, a piece at a time: a GPU takes weights faster than one thread copies them."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies, as its file's header has it."""
+
+    path: Path
+    dtype: str
+    """As safetensors names it."""
+    shape: Shape
+    offset: int
+    """Of its first byte in the file."""
 
 
 class Weights:
     """The checked weights of one checkpoint folder, read from disk only as they are asked for."""
 
-    def __init__(self, config: DecoderConfig, dtype: str, folder: Path, files: Mapping[str, Path]) -> None:
+    def __init__(self, config: DecoderConfig, dtype: str, folder: Path, stored: Mapping[str, Stored]) -> None:
         self.config = config
         self.dtype = dtype
         self.folder = folder
         self.layout = fused_layout(config)
         self.nbytes = sum(prod(each.shape) for each in self.layout) * NUMPY_DTYPES[dtype].itemsize
-        self._files = files
+        self._stored = stored
         self._memo: dict[str, Any] = {}
         self._checksum: str | None = None
 
@@ -53,10 +71,10 @@ class Weights:
         a tensor whose values cannot be used.
         """
         digest = self._start_digest()
-        for tensor, parts in self._read():
-            array = _join(tensor, parts, self.dtype)
-            _update(digest, tensor, [array], self.dtype)
+        for tensor, array in self._read():
+            _update(digest, tensor, array, self.dtype)
             yield tensor.name, array
+            del array  # before the next one is read
         self._checksum = digest.hexdigest()
 
     def checksum(self) -> str:
@@ -67,8 +85,9 @@ class Weights:
         """
         if self._checksum is None:
             digest = self._start_digest()
-            for tensor, parts in self._read():
-                _update(digest, tensor, parts, self.dtype)
+            for tensor, array in self._read():
+                _update(digest, tensor, array, self.dtype)
+                del array
             self._checksum = digest.hexdigest()
         return self._checksum
 
@@ -81,50 +100,73 @@ class Weights:
     def _start_digest(self) -> Any:
         return xxhash.xxh3_128(json.dumps(asdict(self.config), sort_keys=True).encode())
 
-    def _read(self) -> Iterator[tuple[FusedTensor, Iterator[Array]]]:
-        """Yield every fused tensor with its converted parts, which are read as they are taken."""
+    def _read(self) -> Iterator[tuple[FusedTensor, Array]]:
+        """Yield every fused tensor with its values."""
         self._check_tied()
         for tensor in self.layout:
-            yield tensor, (self._load(name) for name, _ in tensor.parts)
+            yield tensor, self._join(tensor)
 
-    def _load(self, name: str) -> Array:
-        # Opened anew for each tensor: pages read through a map count as this process's until it closes.
-        with _open(self._files[name]) as shard:
-            return _convert(shard.get_tensor(name), self.dtype, name)
+    def _join(self, tensor: FusedTensor) -> Array:
+        """Read a tensor's parts into one array, one after the other along the first axis."""
+        joined = np.empty(tensor.shape, NUMPY_DTYPES[self.dtype])
+        end = 0
+        for name, shape in tensor.parts:
+            begin, end = end, end + shape[0]
+            part, stored = joined[begin:end], self._stored[name]
+            if SAFETENSORS_DTYPES[stored.dtype] == self.dtype:
+                _read_into(part, stored)
+            else:
+                values = np.empty(shape, NUMPY_DTYPES[SAFETENSORS_DTYPES[stored.dtype]])
+                _read_into(values, stored)
+                part[...] = _convert(values, self.dtype, name)
+                del values  # before the next part is read
+        return joined
 
     def _check_tied(self) -> None:
         """Refuse a head that differs from the embedding it is said to be tied to."""
-        if not self.config.tied_embeddings or HEAD not in self._files:
+        if not self.config.tied_embeddings or HEAD not in self._stored:
             return
-        with _open(self._files[EMBEDDING]) as one, _open(self._files[HEAD]) as other:
+        with _open(self._stored[EMBEDDING].path) as one, _open(self._stored[HEAD].path) as other:
             tables = [(name, shard.get_slice(name)) for name, shard in ((EMBEDDING, one), (HEAD, other))]
             for row in range(0, self.config.vocab_size, _TIED_ROWS):
                 end = min(row + _TIED_ROWS, self.config.vocab_size)
                 rows = [_convert(table[row:end], self.dtype, name) for name, table in tables]
                 if not np.array_equal(_bytes(rows[0]), _bytes(rows[1])):
                     raise UserError(
-                        f"{self._files[HEAD]}: {HEAD} differs from {EMBEDDING} although config.json has "
-                        "tie_word_embeddings: set it to false or save the checkpoint again"
+                        f"{self._stored[HEAD].path}: {HEAD} differs from {EMBEDDING} although config.json "
+                        "has tie_word_embeddings: set it to false or save the checkpoint again"
                     )
 
 
-def _join(tensor: FusedTensor, parts: Iterator[Array], dtype: str) -> Array:
-    """Return the parts joined along the first axis, holding one of them beside the result at a time."""
-    if len(tensor.parts) == 1:
-        return next(parts)
-    joined = np.empty(tensor.shape, NUMPY_DTYPES[dtype])
-    end = 0
-    for part in parts:
-        begin, end = end, end + len(part)
-        joined[begin:end] = part
-        del part  # before the next one is read
-    return joined
+def _read_into(array: Array, stored: Stored) -> None:
+    """Fill an array with a stored tensor's bytes; raises UserError if they are not there."""
+    content = memoryview(_bytes(array))
+    try:
+        with stored.path.open("rb", buffering=0) as file:
+
+            def read(at: int) -> None:
+                end = min(at + PIECE_BYTES, len(content))
+                while at < end:
+                    count = os.preadv(file.fileno(), [content[at:end]], stored.offset + at)
+                    if not count:
+                        raise OSError(errno.EIO, "it has become shorter")
+                    at += count
+
+            starts = range(0, len(content), PIECE_BYTES)
+            if len(starts) == 1:
+                read(0)
+            else:
+                with ThreadPoolExecutor(READERS) as pool:
+                    list(pool.map(read, starts))
+    except FileNotFoundError:
+        raise _missing(stored.path) from None
+    except OSError as error:
+        raise _damaged(stored.path, error) from error
 
 
-def _update(digest: Any, tensor: FusedTensor, parts: Iterable[Array], dtype: str) -> None:
+def _update(digest: Any, tensor: FusedTensor, array: Array, dtype: str) -> None:
     digest.update(f"{tensor.name}|{dtype}|{tensor.shape}|".encode())
-    for part in parts:  # joined along the first axis, so the parts' bytes in order are the whole's
-        digest.update(_bytes(part))
+    digest.update(_bytes(array))
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:
@@ -135,7 +177,7 @@ def _convert(array: Array, dtype: str, name: str) -> Array:
     """Round to `dtype`, nearest even; raises UserError for a finite value that it cannot hold."""
     wanted = NUMPY_DTYPES[dtype]
     if array.dtype == wanted:
-        return array if array.flags.writeable else array.copy()
+        return array
     with np.errstate(over="ignore"):
         rounded = array.astype(wanted)
     if dtype == "float16" and np.isinf(rounded).sum() > np.isinf(array).sum():
@@ -153,11 +195,10 @@ def open_checkpoint(folder: Path, dtype: str) -> Weights:
         raise UserError(f"unknown dtype {dtype!r}: did you mean {near!r}?")
     config = read_config(folder)
     headers = {path: _read_header(path) for path in _find_shards(folder)}
-    files = {name: path for path, header in headers.items() for name in header}
     _check_index(folder, headers)
-    tensors = {name: value for header in headers.values() for name, value in header.items()}
-    _check_tensors(config, folder, tensors, files)
-    return Weights(config, dtype, folder, files)
+    tensors = {name: stored for header in headers.values() for name, stored in header.items()}
+    _check_tensors(config, folder, tensors)
+    return Weights(config, dtype, folder, tensors)
 
 
 def _find_shards(folder: Path) -> list[Path]:
@@ -213,24 +254,37 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: download or save the checkpoint again") from None
+        raise _missing(path) from None
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged ({reason}): download or save it again") from error
+        raise _damaged(path, error) from error
 
 
-def _read_header(path: Path) -> dict[str, tuple[str, Shape]]:
-    """Return name -> (safetensors dtype, shape) of one file."""
-    with _open(path) as shard:
-        slices = ((name, shard.get_slice(name)) for name in shard.keys())  # noqa: SIM118 (not a mapping)
-        return {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices}
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} is missing: download or save the checkpoint again")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({' '.join(str(error).split())}): download or save it again")
+
+
+def _read_header(path: Path) -> dict[str, Stored]:
+    """Return what one file holds, by name."""
+    with _open(path):
+        pass  # refuses a header that is none, or that disagrees with the file's length
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
 
 
 def _check_tensors(
     config: DecoderConfig,
     folder: Path,
-    tensors: Mapping[str, tuple[str, Shape]],
-    files: Mapping[str, Path],
+    tensors: Mapping[str, Stored],
 ) -> None:
     """Hold the tensors found against those the configuration needs."""
     needed = {name: shape for tensor in fused_layout(config) for name, shape in tensor.parts}
@@ -240,18 +294,20 @@ def _check_tensors(
     for name in needed:
         if name not in tensors:
             raise UserError(f"{folder} has no tensor {name}, which its config.json needs: download it again")
-    for name, (dtype, shape) in tensors.items():
+    for name, stored in tensors.items():
         if name.endswith("rotary_emb.inv_freq"):  # old checkpoints carry the rope table
             continue
         if name not in allowed:
             raise UserError(
-                f"{files[name]}: tensor {name} is not part of a {config.family} model as configured"
+                f"{stored.path}: tensor {name} is not part of a {config.family} model as configured"
             )
-        if dtype not in SAFETENSORS_DTYPES:
+        if stored.dtype not in SAFETENSORS_DTYPES:
             raise UserError(
-                f"{files[name]}: {name} is stored as {dtype}; supported are {', '.join(SAFETENSORS_DTYPES)}"
+                f"{stored.path}: {name} is stored as {stored.dtype}; "
+                f"supported are {', '.join(SAFETENSORS_DTYPES)}"
             )
-        if shape != allowed[name]:
+        if stored.shape != allowed[name]:
             raise UserError(
-                f"{files[name]}: {name} has shape {list(shape)}, config.json asks for {list(allowed[name])}"
+                f"{stored.path}: {name} has shape {list(stored.shape)}, "
+                f"config.json asks for {list(allowed[name])}"
             )
