@@ -38,8 +38,8 @@ def traced(record: Record, kernels: Json) -> list[str]:
 
 def absence(record: Record) -> str:
     """Say why a row has no kernels."""
+    if record.device == "cpu":
+        return "not traced: CUPTI sees what runs on a GPU, and this row is of a CPU"
     if not record.timed:
         return f"not traced: it is {record.status}"
-    if record.device == "cpu":
-        return "not traced: CUPTI sees what runs on a GPU, and this row ran on a CPU"
     return f"not traced: {record.no_kernels or 'nobody tried; --again measures and traces it anew'}"

@@ -195,7 +195,7 @@ def test_kernels_are_printed_by_share_with_the_rest_named_by_number() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "ran on a CPU"),
+        ({}, "this row is of a CPU"),
         ({"device": "cuda:0"}, "--again"),
         ({"device": "cuda:0", "no_kernels": "cupti-python is missing"}, "cupti-python is missing"),
         ({"device": "cuda:0", "status": "crashed"}, "it is crashed"),
