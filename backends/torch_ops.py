@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
 
 from backends.contract import POISON
 from models.config import DecoderConfig
@@ -221,7 +221,7 @@ class FlexDecode(DeviceDecode):
 
     BLOCK = 128
     """Positions that the kernel reads or leaves out together."""
-    KERNEL: ClassVar = {"BLOCK_N": 64, "num_stages": 3}
+    KERNEL: ClassVar[FlexKernelOptions] = {"BLOCK_N": 64, "num_stages": 3}
     """Loads this deep keep the memory busy: on an H200 up to 1.5 times the speed of the library's choice."""
 
     def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
@@ -247,6 +247,6 @@ class FlexDecode(DeviceDecode):
             values,
             block_mask=self.mask,
             enable_gqa=True,
-            kernel_options=dict(self.KERNEL),
+            kernel_options=self.KERNEL,
         )
         return out

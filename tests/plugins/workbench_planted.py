@@ -22,7 +22,7 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.errors import UserError
 from workbench import measure
-from workbench.gate import Verdict
+from workbench.judgement import Verdict
 
 
 def raising(error: BaseException) -> Callable[[], NoReturn]:
@@ -82,15 +82,15 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
-PLACES = ("gate", "after", "after-two")
-"""Where a fault in a check is: before the first row's timing, after it, after the second's."""
+PLACES = ("gate", "after")
+"""Where a fault in a check is: before the rows are timed, or after."""
 
 
 class Planted:
     name = "planted"
     options: Mapping[str, Option] = {
         "fault": Option("what goes wrong", tuple(FAULTS)),
-        "at": Option("where", ("build", "load", "gate", "time", "after", "after-two", "trace")),
+        "at": Option("where", ("build", "load", "gate", "time", "after", "trace")),
     }
 
     def probe(self) -> Probe:
@@ -126,14 +126,14 @@ class PlantedEngine(NullEngine):
         time.sleep(1e-4)
 
     def logits(self) -> np.ndarray:
-        go_wrong(self.artefact, PLACES[min(self.checks, 2)])
+        go_wrong(self.artefact, PLACES[min(self.checks, 1)])
         self.checks += 1
         return super().logits()
 
 
-def verify(engine: PlantedEngine, golden: object, progress: object = None) -> Verdict:
+def verify(engine: PlantedEngine, golden: object, batch: int, progress: object = None) -> Verdict:
     """Pass every engine but those that are told to be wrong, here or after timing."""
-    place = PLACES[min(engine.checks, 2)]
+    place = PLACES[min(engine.checks, 1)]
     engine.logits()
     if is_told(engine.artefact, "wrong", place):
         return Verdict(False, "skips a layer", 7.0)
