@@ -9,6 +9,7 @@ import pytest
 
 from backends.contract import Shapes
 from workbench import measure
+from workbench.harness import Samples
 from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
 from workbench.judgement import Verdict
 
