@@ -29,8 +29,8 @@ TUNED_DECODE: dict[str, bool | int] = {
     "realize_reads_threshold": 1,
     "realize_opcount_threshold": 8,
 }
-"""Inductor's settings for decode on a GPU, the fastest of those tried (results/README.md). Prefill is
-fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
+"""Inductor's settings for decode on a GPU, of those tried (results/nvidia-h200/compile_settings.txt). Prefill
+is fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
 SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent_check_all_directions": True}}
 """How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
 ATTENTIONS = ("auto", "flex", "masked", "products")

@@ -140,7 +140,7 @@ class Weights:
 
 def _read_into(array: Array, stored: Stored) -> None:
     """Fill an array with a stored tensor's bytes; raises UserError if they are not there."""
-    content = memoryview(_bytes(array))
+    content = _bytes(array).data
     try:
         with stored.path.open("rb", buffering=0) as file:
 
