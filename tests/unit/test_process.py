@@ -20,7 +20,9 @@ from workbench.process import Limits, Outcome
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 ENVIRONMENT = {"PYTHONPATH": str(PLUGINS)}
-SHORT = Limits(start=30, load=1, build=1, gate=1, time=1)
+AMPLE = Limits()
+SHORT = Limits(load=3, build=3, gate=3, time=3)
+"""For what hangs; whatever comes to an end by itself has the time it wants, on a busy machine too."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +50,10 @@ class Worker:
         group = GroupJob(Shapes(1, (4,), 64), "no golden", jobs)
         return MeasureJob("planted", options, str(self.model), "float32", "cpu", 0, 0.05, group, kernels)
 
-    def run(self, rows=1, limits=SHORT, **options) -> Outcome:
+    def run(self, rows=1, limits=AMPLE, **options) -> Outcome:
         return self.run_job(self.job(rows, **options), limits)
 
-    def run_job(self, job, limits=SHORT) -> Outcome:
+    def run_job(self, job, limits=AMPLE) -> Outcome:
         return process.run(
             job, log=self.log, environment=ENVIRONMENT, limits=limits, on_event=self.events.append
         )
@@ -112,11 +114,11 @@ def test_an_exception_is_the_jobs_end_and_its_reason(worker, fault, place, statu
 @pytest.mark.parametrize("place", ["build", "load", "gate", "time", "after"])
 def test_a_hang_is_a_timeout_of_its_stage(worker, place):
     begin = time.monotonic()
-    outcome = worker.run(fault="hang", at=place)
-    assert time.monotonic() - begin < 15
+    outcome = worker.run(limits=SHORT, fault="hang", at=place)
+    assert time.monotonic() - begin < 60
     stage = "gate" if place == "after" else place
     assert (outcome.status, outcome.stage) == ("timeout", stage)
-    assert f"no end after 1 s in stage {stage}" in outcome.reason
+    assert f"no end after 3 s in stage {stage}" in outcome.reason
     assert str(worker.log) in outcome.reason
     assert worker.rows == {}
 
@@ -327,7 +329,7 @@ def test_a_process_that_dies_while_kernels_are_traced_has_sent_its_rows(worker, 
 
 
 def test_a_trace_that_raises_costs_kernels_only(worker):
-    outcome = worker.run_job(worker.job(rows=2, kernels=True, fault="exception", at="trace"), Limits())
+    outcome = worker.run_job(worker.job(rows=2, kernels=True, fault="exception", at="trace"))
     assert outcome.ok
     first, second = (finding["result"] for finding in worker.of("finding"))
     assert first["kernels"]["kernels"][0]["name"] == "planted_kernel"
