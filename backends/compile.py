@@ -119,12 +119,13 @@ class Compile:
 
 
 def lower_stock(state: State) -> Steps:
-    """Compile what `eager` runs: the length is a number of the host, which the program takes as a symbol."""
+    """Compile what `eager` runs, and nothing else: the length is a number of the host, which torch.compile
+    takes for a constant first and for a symbol when it changes; beyond its recompile limit it runs eagerly.
+    """
     import torch
 
     from backends.torch_engine import Steps, prefill_step, sliced_step
 
-    raise_limits()
     compiled_prefill, compiled_decode = torch.compile(prefill_step), torch.compile(sliced_step)
 
     def prefill(tokens: Tensor) -> None:
@@ -143,7 +144,8 @@ def lower(state: State, plan: Plan) -> Steps:
     from backends.torch_engine import Steps, static_decode, static_prefill
     from backends.torch_ops import FlexDecode, MaskedDecode, ProductsDecode
 
-    raise_limits()
+    # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
     settings = dict(torch._inductor.list_mode_options(plan.mode)) if plan.mode else {}
     if settings.get("triton.cudagraphs") and state.position.is_cuda:
         settings["triton.cudagraph_or_error"] = True  # a step that is silently not a graph is no result
@@ -179,13 +181,6 @@ def replayed(state: State, prefill: Callable[[State, Tensor], None], decode: Cal
         prefills[length]()
 
     return Steps(replay, Replay(state, decode, pool))
-
-
-def raise_limits() -> None:
-    """Allow a program for each prompt length, data type and batch of the process; beyond, it would fail."""
-    import torch
-
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
 
 
 def mark_static(*tensors: Tensor) -> None:
