@@ -20,6 +20,7 @@ BUILTIN = {
     "null": "backends.null:Null",
     "eager": "backends.eager:Eager",
     "compile": "backends.compile:Compile",
+    "xla": "backends.xla:Xla",
 }
 
 ENTRY_POINTS = "workbench.backends"

@@ -1,0 +1,174 @@
+"""The engine behind `xla`: compiled programs that take a state and return the next in the same buffers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from backends.contract import POISON, Artefact, Shapes, Target
+from backends.jax_ops import JaxOps, Rope, State, decode_step, prefill_step
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+from models.layout import fused_layout
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """The model as two functions that jax can trace, and what they are given."""
+
+    layout: str
+    """Of the cache, as `jax_ops` names it."""
+    tabulate: Callable[[], Any]
+    """Makes the tables of rope angles that the two take."""
+    prefill: Callable[[Tensors, Any, Array, State], State]
+    """Takes weights, angles, tokens [B, T] and the state."""
+    decode: Callable[[Tensors, Any, State], State]
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What XLA made of a lowering, each bound to its shapes and its device."""
+
+    lowering: Lowering
+    prefill: Mapping[int, Callable[[Tensors, Any, Array, State], State]]
+    """By prompt length."""
+    decode: Callable[[Tensors, Any, State], State]
+    poison: Callable[[Array, Array], Array]
+    """Takes a layer's keys or values and a length []."""
+
+
+def find_device(target: Target) -> jax.Device:
+    """Return jax's device for `cpu` or `cuda:N`."""
+    kind, _, index = target.device.partition(":")
+    return jax.devices(kind)[int(index or 0)]
+
+
+def trace_definition(
+    config: DecoderConfig, shapes: Shapes, prefill: type[JaxOps], decode: type[JaxOps]
+) -> Lowering:
+    """Lower models/decoder.py with these operations."""
+    return Lowering(
+        decode.layout,
+        partial(Rope.tabulate, config, shapes.capacity),
+        partial(prefill_step, prefill, config),
+        partial(decode_step, decode, config),
+    )
+
+
+def keep_compiled() -> None:
+    """Keep every program in the folder JAX_COMPILATION_CACHE_DIR, however small or quickly made."""
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def compile_programs(config: DecoderConfig, shapes: Shapes, target: Target, lowering: Lowering) -> Programs:
+    """Compile a program for each prompt length and one for every decode step, the whole state donated."""
+    keep_compiled()
+    batch, capacity, dtype = shapes.batch, shapes.capacity, target.dtype
+    weights = {each.name: jax.ShapeDtypeStruct(each.shape, dtype) for each in fused_layout(config)}
+    with jax.default_device(find_device(target)):
+        angles = jax.eval_shape(lowering.tabulate)
+        state = jax.eval_shape(lambda: State.zeros(config, batch, capacity, dtype, lowering.layout))
+        prefills = {
+            length: compile_ahead(
+                lowering.prefill, weights, angles, jax.ShapeDtypeStruct((batch, length), jnp.int32), state
+            )
+            for length in shapes.prompts
+        }
+        decode = compile_ahead(lowering.decode, weights, angles, state)
+        axis = lowering.layout.index("c")
+        poison = compile_ahead(partial(overwrite, axis), state.position, state.keys[0])
+    return Programs(lowering, prefills, decode, poison)
+
+
+def compile_ahead(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Compile a step for arguments of these shapes; the last one is donated."""
+    return jax.jit(step, donate_argnums=len(arguments) - 1).lower(*arguments).compile()
+
+
+def overwrite(axis: int, length: Array, cached: Array) -> Array:
+    """Return a layer's keys or values with `POISON` at positions >= length, which `axis` counts."""
+    beyond = lax.broadcasted_iota(jnp.int32, cached.shape, axis) >= length
+    return jnp.where(beyond, jnp.asarray(POISON, cached.dtype), cached)
+
+
+class XlaEngine:
+    """One model whose state goes from program to program without a copy."""
+
+    def __init__(self, artefact: Artefact, weights: Weights) -> None:
+        config, shapes, target = artefact.config, artefact.shapes, artefact.target
+        self.programs: Programs = artefact.payload
+        self.device = find_device(target)
+        self.weights = weights.once(f"jax:{self.device}", lambda: place(weights, self.device))
+        with jax.default_device(self.device):
+            self.angles = self.programs.lowering.tabulate()
+            self.state = State.zeros(
+                config, shapes.batch, shapes.capacity, target.dtype, self.programs.lowering.layout
+            )
+        self.stage(np.zeros((shapes.batch, shapes.prompts[0]), np.int32))
+
+    def put(self, values: np.ndarray | np.int32) -> Array:
+        """Copy int32 values to the device: jax may share an array's memory, which the caller may change."""
+        placed: Array = jax.device_put(np.array(values, np.int32), self.device)
+        return placed
+
+    def stage(self, tokens: np.ndarray) -> None:
+        """Copy tokens [B, T] to the device."""
+        self.tokens = self.put(tokens)
+
+    def prefill(self) -> None:
+        """Run the staged tokens from position 0."""
+        program = self.programs.prefill[self.tokens.shape[1]]
+        self.state = program(self.weights, self.angles, self.tokens, self.state)
+
+    def decode(self) -> None:
+        """Run one step from the device's next token."""
+        self.state = self.programs.decode(self.weights, self.angles, self.state)
+
+    def rewind(self, length: int) -> None:
+        """Set the length; what is cached stays where it is."""
+        self.state = self.state._replace(position=self.put(np.int32(length)))
+
+    def feed(self, tokens: np.ndarray) -> None:
+        """Overwrite the next token with tokens [B]."""
+        self.state = self.state._replace(token=self.put(tokens))
+
+    def poison(self, length: int) -> None:
+        """Overwrite the cache at positions >= length."""
+        start = self.put(np.int32(length))
+        keys, values = (
+            [self.programs.poison(start, each) for each in layers]
+            for layers in (self.state.keys, self.state.values)
+        )
+        self.state = self.state._replace(keys=keys, values=values)
+
+    def logits(self) -> np.ndarray:
+        """Return the last step's logits [B, V] as float32 on the host."""
+        return np.array(self.state.logits, np.float32)
+
+    def sync(self) -> None:
+        """Return when the device is idle: a program's results are ready together."""
+        jax.block_until_ready((self.state, self.tokens))
+
+    def stream(self) -> int | None:
+        """Return None: jax tells nobody its stream."""
+        return None
+
+    def close(self) -> None:
+        """Free the cache and the buffers; the weights stay with their `Weights`."""
+        self.sync()
+        for buffer in jax.tree.leaves((self.state, self.angles, self.tokens)):
+            buffer.delete()
+        del self.state, self.angles, self.tokens
+
+
+def place(weights: Weights, device: jax.Device) -> dict[str, Array]:
+    """Copy every fused tensor to the device once."""
+    return {name: jax.device_put(array, device) for name, array in weights.arrays()}
