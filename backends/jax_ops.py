@@ -1,8 +1,8 @@
 """The model's operations in jax.numpy, with each way to attend: a prefill, a decode over its cache.
 
 An ops object lives for one trace: it knows the positions of the step's tokens and takes the cache through
-the layers as values. B sequences, T new tokens, D hidden size, H query heads, K key/value heads, G = H / K
-query heads to each of them, Dh head size, C capacity.
+the layers as values. B sequences, T new tokens, D hidden size, H query heads, K key/value heads, N = B * K,
+G = H / K query heads to each key/value head, Dh head size, C capacity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,19 @@ from models.config import DecoderConfig
 from models.decoder import forward
 from models.rope import rope_tables
 
-HEADS_FIRST, POSITIONS_FIRST = "bkcd", "bckd"
-"""Layouts of a layer's keys, and of its values: [B, K, C, Dh] and [B, C, K, Dh]."""
+
+class Layout(NamedTuple):
+    """How a layer's keys and values lie in memory, a letter an axis, as einsum has it."""
+
+    keys: str
+    values: str
+
+
+FLAT = Layout("ndc", "ncd")
+"""Keys [N, Dh, C] and values [N, C, Dh]: what both products take as it is. With B and K apart XLA on a CPU
+keeps a second copy of the cache, and with any other order it transposes all of it at every step."""
+POSITIONS_FIRST = Layout("bckd", "bckd")
+"""Both [B, C, K, Dh], as fused attention kernels want them."""
 
 
 class Rope(NamedTuple):
@@ -46,15 +57,21 @@ class State(NamedTuple):
     values: list[Array]
 
     @classmethod
-    def zeros(cls, config: DecoderConfig, batch: int, capacity: int, dtype: str, layout: str) -> "State":
+    def zeros(cls, config: DecoderConfig, batch: int, capacity: int, dtype: str, layout: Layout) -> "State":
         """Allocate a state; under `jax.eval_shape` this only describes one."""
         sizes = {"b": batch, "k": config.kv_heads, "c": capacity, "d": config.head_dim}
+        sizes["n"] = batch * config.kv_heads
 
-        def layers() -> list[Array]:
-            return [jnp.zeros([sizes[axis] for axis in layout], dtype) for _ in range(config.layers)]
+        def layers(axes: str) -> list[Array]:
+            return [jnp.zeros([sizes[axis] for axis in axes], dtype) for _ in range(config.layers)]
 
-        logits = jnp.zeros((batch, config.vocab_size), dtype)
-        return cls(logits, jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32), layers(), layers())
+        return cls(
+            jnp.zeros((batch, config.vocab_size), dtype),
+            jnp.zeros(batch, jnp.int32),
+            jnp.zeros((), jnp.int32),
+            layers(layout.keys),
+            layers(layout.values),
+        )
 
 
 def product(spec: str, x: Array, y: Array) -> Array:
@@ -72,7 +89,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 class JaxOps:
     """Everything but attention over the cache, which a subclass adds as `attend_cached`."""
 
-    layout = HEADS_FIRST
+    layout = FLAT
 
     def __init__(
         self,
@@ -122,17 +139,17 @@ class JaxOps:
         if q_norm is not None and k_norm is not None:
             q, k = self.norm(q, q_norm), self.norm(k, k_norm)
         q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
-        self.keys[layer] = self.write(self.keys[layer], k)
-        self.values[layer] = self.write(self.values[layer], v)
+        self.keys[layer] = self.write(self.keys[layer], k, self.layout.keys)
+        self.values[layer] = self.write(self.values[layer], v, self.layout.values)
         out = self.attend_cached(q, k, v, self.keys[layer], self.values[layer])
         return out.reshape(*q.shape[:2], -1)
 
-    def write(self, cached: Array, new: Array) -> Array:
+    def write(self, cached: Array, new: Array, axes: str) -> Array:
         """Write new [B, T, K, Dh] into a layer's keys or values, from this step's position on."""
-        if self.layout == HEADS_FIRST:
-            new = new.swapaxes(1, 2)
-        start = tuple(self.position if axis == "c" else 0 for axis in self.layout)
-        return lax.dynamic_update_slice(cached, new, start)
+        if "n" in axes:
+            flat = new.swapaxes(1, 2).reshape(-1, new.shape[1], new.shape[3])  # [N, T, Dh]
+            new = jnp.einsum(f"ncd->{axes}", flat)
+        return lax.dynamic_update_slice(cached, new, [self.position if axis == "c" else 0 for axis in axes])
 
     def attend_cached(self, q: Array, k: Array, v: Array, keys: Array, values: Array) -> Array:
         """Attend with q [B, T, H, Dh] to what is fresh, k and v [B, T, K, Dh], or to all that is cached."""
@@ -172,12 +189,12 @@ class Decode(JaxOps):
 
     def attend_cached(self, q: Array, k: Array, v: Array, keys: Array, values: Array) -> Array:  # noqa: ARG002
         """Attend to the whole capacity, with what lies beyond the position masked."""
-        batch, width = q.shape[0], q.shape[-1]
-        q = q.reshape(batch, self.config.kv_heads, -1, width)
-        scores = jnp.einsum(f"bkgd,{self.layout}->bkgc", q, keys, preferred_element_type=jnp.float32)
+        width = q.shape[-1]
+        q = q.reshape(keys.shape[0], -1, width)  # [N, G, Dh]
+        scores = jnp.einsum("ngd,ndc->ngc", q, keys, preferred_element_type=jnp.float32) * width**-0.5
         filled = lax.broadcasted_iota(jnp.int32, (scores.shape[-1],), 0) <= self.position
-        weights = jax.nn.softmax(jnp.where(filled, scores * width**-0.5, -jnp.inf), axis=-1)
-        return product(f"bkgc,{self.layout}->bkgd", weights.astype(values.dtype), values)
+        weights = jax.nn.softmax(jnp.where(filled, scores, -jnp.inf), axis=-1)
+        return product("ngc,ncd->ngd", weights.astype(values.dtype), values)
 
 
 def prefill_step(

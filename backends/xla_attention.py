@@ -1,25 +1,10 @@
-"""The ways `xla` attends: by products that XLA lowers itself, or by kernels of others.
-
-All keep a cache of [B, C, K, Dh], which those kernels take and XLA updates in place.
-"""
+"""Attention by kernels that XLA does not generate itself, and the choice between all ways `xla` attends."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from backends.jax_ops import POSITIONS_FIRST, Decode, JaxOps, Prefill
-
-
-class ProductsPrefill(Prefill):
-    """Two products with a masked softmax between them."""
-
-    layout = POSITIONS_FIRST
-
-
-class ProductsDecode(Decode):
-    """Two products with a softmax between them, over the whole capacity."""
-
-    layout = POSITIONS_FIRST
 
 
 class CudnnPrefill(Prefill):
@@ -66,7 +51,7 @@ class PallasDecode(Decode):
 
 
 OPS: dict[str, tuple[type[JaxOps], type[JaxOps]]] = {
-    "products": (ProductsPrefill, ProductsDecode),
+    "products": (Prefill, Decode),
     "cudnn": (CudnnPrefill, CudnnDecode),
     "pallas": (CudnnPrefill, PallasDecode),
 }

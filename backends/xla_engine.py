@@ -11,20 +11,22 @@ import numpy as np
 from jax import Array, lax
 
 from backends.contract import POISON, Artefact, Shapes, Target
-from backends.jax_ops import JaxOps, Rope, State, decode_step, prefill_step
+from backends.jax_ops import JaxOps, Layout, Rope, State, decode_step, prefill_step
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.layout import fused_layout
 
 Tensors = Mapping[str, Array]
+Cache = tuple[list[Array], list[Array]]
+"""Keys and values of every layer."""
 
 
 @dataclass(frozen=True)
 class Lowering:
     """The model as two functions that jax can trace, and what they are given."""
 
-    layout: str
-    """Of the cache, as `jax_ops` names it."""
+    layout: Layout
+    """Of the cache."""
     tabulate: Callable[[], Any]
     """Makes the tables of rope angles that the two take."""
     prefill: Callable[[Tensors, Any, Array, State], State]
@@ -40,8 +42,8 @@ class Programs:
     prefill: Mapping[int, Callable[[Tensors, Any, Array, State], State]]
     """By prompt length."""
     decode: Callable[[Tensors, Any, State], State]
-    poison: Callable[[Array, Array], Array]
-    """Takes a layer's keys or values and a length []."""
+    poison: Callable[[Array, Cache], Cache]
+    """Takes a length [] and the cache."""
 
 
 def find_device(target: Target) -> jax.Device:
@@ -83,8 +85,9 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, target: Target, lowe
             for length in shapes.prompts
         }
         decode = compile_ahead(lowering.decode, weights, angles, state)
-        axis = lowering.layout.index("c")
-        poison = compile_ahead(partial(overwrite, axis), state.position, state.keys[0])
+        poison = compile_ahead(
+            partial(overwrite, lowering.layout), state.position, (state.keys, state.values)
+        )
     return Programs(lowering, prefills, decode, poison)
 
 
@@ -93,10 +96,15 @@ def compile_ahead(step: Callable[..., Any], *arguments: Any) -> Any:
     return jax.jit(step, donate_argnums=len(arguments) - 1).lower(*arguments).compile()
 
 
-def overwrite(axis: int, length: Array, cached: Array) -> Array:
-    """Return a layer's keys or values with `POISON` at positions >= length, which `axis` counts."""
-    beyond = lax.broadcasted_iota(jnp.int32, cached.shape, axis) >= length
-    return jnp.where(beyond, jnp.asarray(POISON, cached.dtype), cached)
+def overwrite(layout: Layout, length: Array, cache: Cache) -> Cache:
+    """Return keys and values with `POISON` at positions >= length."""
+
+    def spoilt(cached: Array, axes: str) -> Array:
+        beyond = lax.broadcasted_iota(jnp.int32, cached.shape, axes.index("c")) >= length
+        return jnp.where(beyond, jnp.asarray(POISON, cached.dtype), cached)
+
+    keys, values = cache
+    return [spoilt(each, layout.keys) for each in keys], [spoilt(each, layout.values) for each in values]
 
 
 class XlaEngine:
@@ -142,11 +150,8 @@ class XlaEngine:
 
     def poison(self, length: int) -> None:
         """Overwrite the cache at positions >= length."""
-        start = self.put(np.int32(length))
-        keys, values = (
-            [self.programs.poison(start, each) for each in layers]
-            for layers in (self.state.keys, self.state.values)
-        )
+        cache = self.state.keys, self.state.values
+        keys, values = self.programs.poison(self.put(np.int32(length)), cache)
         self.state = self.state._replace(keys=keys, values=values)
 
     def logits(self) -> np.ndarray:

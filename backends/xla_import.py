@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from backends.contract import Shapes, Unsupported
-from backends.jax_ops import HEADS_FIRST, State
+from backends.jax_ops import Layout, State
 from backends.xla_engine import Lowering, Tensors
 from models.config import DecoderConfig
 from models.layout import fused_layout
 from models.rope import rope_tables
 
+LAYOUT = Layout("bkcd", "bkcd")
+"""As `torch_program` has the cache."""
 Angles = list[Array]
 """Cos and sin, float32 [C, 1, Dh] each: as `torch_ops.Rope` has them."""
 
@@ -39,7 +41,7 @@ def trace_import(config: DecoderConfig, shapes: Shapes, dtype: str) -> Lowering:
         results = decode_program(in_order(weights), angles, token, position[None], keys, values)
         return read_state(results, config.layers)
 
-    return Lowering(HEADS_FIRST, partial(tabulate, config, shapes.capacity), prefill, decode)
+    return Lowering(LAYOUT, partial(tabulate, config, shapes.capacity), prefill, decode)
 
 
 def find_importer() -> Callable[[Any], Callable[..., Sequence[Array]]]:
