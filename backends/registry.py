@@ -21,6 +21,7 @@ BUILTIN = {
     "eager": "backends.eager:Eager",
     "compile": "backends.compile:Compile",
     "xla": "backends.xla:Xla",
+    "onnxruntime": "backends.onnxruntime:OnnxRuntime",
 }
 
 ENTRY_POINTS = "workbench.backends"

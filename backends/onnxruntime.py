@@ -1,0 +1,78 @@
+"""ONNX Runtime: the definition is written as an ONNX model, the runtime optimises the graph and runs its kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+INSTALL = "pip install 'onnxruntime>=1.31' 'onnx>=1.19', or 'onnxruntime-gpu>=1.31' for a GPU"
+ATTENTIONS = ("auto", "group-query", "standard")
+SOURCES = ("definition", "torch")
+
+
+class OnnxRuntime:
+    """Runs one graph for prefill and decode, on a CPU or a GPU."""
+
+    name = "onnxruntime"
+    options: Mapping[str, Option] = {
+        "attention": Option(
+            "group-query: the runtime's own operators; standard: those of ONNX alone; auto: the faster one",
+            ATTENTIONS,
+        ),
+        "import": Option("where the model comes from; torch: a torch.export graph by torch.onnx", SOURCES),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether onnxruntime and onnx are there, and for which devices."""
+        try:
+            import onnx  # noqa: F401 (models are written with it)
+            import onnxruntime
+
+            providers = onnxruntime.get_available_providers()
+        except ModuleNotFoundError as error:
+            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
+        except Exception as error:  # a runtime that does not fit the machine fails in many ways
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Probe(reason=f"onnxruntime cannot be used: {cause}", install=INSTALL)
+        versions = {"onnxruntime": str(onnxruntime.__version__), "onnx": version("onnx")}
+        if "CUDAExecutionProvider" in providers:
+            return Probe(
+                versions=versions, devices=("cpu", "cuda"), dtypes=("float32", "bfloat16", "float16")
+            )
+        return Probe(versions=versions, devices=("cpu",), dtypes=("float32",))
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Write the model; raises Unsupported for what the device has no kernels for."""
+        from backends.onnx_engine import Programs
+        from backends.onnx_export import export
+        from models.rope import rope_tables
+
+        if target.device == "cpu" and target.dtype == "float16":
+            raise Unsupported(
+                "the CPU provider has no product in float16: the runtime would widen every weight to float32"
+            )
+        attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)
+        model = export(config, shapes, target.dtype, attention).SerializeToString()
+        cos, sin = rope_tables(config, shapes.capacity)
+        programs = Programs(model, dict.fromkeys(shapes.prompts, model), {"cos": cos, "sin": sin})
+        provenance = "stock" if attention == "standard" else f"configured: attention={attention}"
+        return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Open the sessions with the weights and bind every buffer; raises Unsupported."""
+        from backends.onnx_engine import OnnxEngine
+
+        return OnnxEngine(artefact, weights)
+
+
+def choose_attention(asked: str, target: Target) -> str:
+    """Settle `auto`: on a GPU group-query attention has kernels for 16 bits only."""
+    if asked != "auto":
+        return asked
+    return "standard" if target.device != "cpu" and target.dtype == "float32" else "group-query"
