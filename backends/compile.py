@@ -120,7 +120,7 @@ class Compile:
 
 def lower_stock(state: State) -> Steps:
     """Compile what `eager` runs, and nothing else: the length is a number of the host, which torch.compile
-    takes for a constant first and for a symbol when it changes; beyond its recompile limit it runs eagerly.
+    takes for a constant first and for a symbol once it changes.
     """
     import torch
 

@@ -157,8 +157,10 @@ class SlicedDecode(TorchOps):
     def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend with the flash kernel over [B, K, position + 1, Dh]."""
         end = self.position + 1
-        keys[:, :, self.position] = k[:, 0]
-        values[:, :, self.position] = v[:, 0]
+        keys[:, :, self.position : end] = k.transpose(
+            1, 2
+        )  # an index would make torch.compile fix the position
+        values[:, :, self.position : end] = v.transpose(1, 2)
         q = fold_heads(q, keys.shape[1])
         out = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])  # [B, K, G, Dh]
         return out.reshape(q.shape[0], 1, -1)

@@ -69,7 +69,9 @@ def architecture(device: str) -> str:
 
 
 def contestants() -> Iterator[Any]:
-    """List every backend, bare and with each of its switches, on every device and data type it has here."""
+    """List every backend, bare, with each of its switches and by its importer, on every device and data type
+    it has here.
+    """
     for name in registry.names():
         if name == "null":  # computes nothing and has tests of its own
             continue
@@ -78,8 +80,10 @@ def contestants() -> Iterator[Any]:
         if not probe.usable:
             yield pytest.param(None, id=name, marks=pytest.mark.skip(reason=f"{name}: {probe.reason}"))
             continue
-        switches = [key for key, option in backend.options.items() if not option.values]
-        for options in ({}, *({key: ""} for key in switches)):
+        variants = [{key: ""} for key, option in backend.options.items() if not option.values]
+        if "import" in backend.options:
+            variants.append({"import": "torch"})
+        for options in ({}, *variants):
             for kind in probe.devices:
                 for dtype in (dtype for dtype in DTYPES if dtype in probe.dtypes):
                     device = "cuda:0" if kind == "cuda" else kind

@@ -72,6 +72,22 @@ def test_steps_copy_no_cache_and_recompile_nothing(name: str, open_family: OpenF
     engine.close()
 
 
+def test_stock_compile_makes_one_program_for_all_lengths(open_family: OpenFamily) -> None:
+    reason = registry.find("compile").probe().reason
+    if reason:
+        pytest.skip(reason)
+    counters = torch._dynamo.utils.counters
+    engine = load("compile[stock]", open_family("llama", "float32"))
+    run(engine, 8, 2)  # the length is a constant first, then a symbol
+    compiled = counters["stats"]["unique_graphs"]
+    for _ in range(10):
+        engine.decode()
+    engine.rewind(3)
+    engine.decode()
+    assert counters["stats"]["unique_graphs"] == compiled
+    engine.close()
+
+
 def test_weights_are_placed_once_for_all_engines(open_family: OpenFamily) -> None:
     weights = open_family("llama", "float32")
     first, second = load("eager", weights), load("compile", weights, Shapes(1, (4,), 16))

@@ -1,0 +1,47 @@
+"""What the options of `xla` settle before jax is asked for anything."""
+
+import os
+
+import pytest
+
+from backends.contract import Target, Unsupported
+from backends.xla import choose_attention, prepare
+
+CPU = Target("cpu", "float32", "x86_64")
+GPU = Target("cuda:0", "bfloat16", "sm_90")
+
+
+def test_attention_suits_device_and_data_type() -> None:
+    assert choose_attention("auto", GPU) == "cudnn"
+    assert choose_attention("auto", Target("cuda:0", "float32", "sm_90")) == "products"
+    assert choose_attention("auto", CPU) == "products"
+    assert choose_attention("pallas", GPU) == "pallas"
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "pallas"])
+def test_a_kernel_for_gpus_is_refused_on_a_cpu(kernel: str) -> None:
+    with pytest.raises(Unsupported, match=f"attention={kernel} is a kernel for GPUs, not for cpu"):
+        choose_attention(kernel, CPU)
+
+
+def test_cudnn_is_refused_in_float32() -> None:
+    with pytest.raises(Unsupported, match="16 bits, not float32"):
+        choose_attention("cudnn", Target("cuda:0", "float32", "sm_90"))
+
+
+def test_jax_starts_with_the_threads_given_and_without_preallocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for name in ("NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.delenv(name, raising=False)
+    prepare()
+    assert os.environ["NPROC"] == "3"
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("NPROC", "5")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    prepare()
+    assert os.environ["NPROC"] == "5"
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
