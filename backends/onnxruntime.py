@@ -57,12 +57,24 @@ class OnnxRuntime:
             raise Unsupported(
                 "the CPU provider has no product in float16: the runtime would widen every weight to float32"
             )
+        if options.get("import") == "torch":
+            return self._import(config, shapes, target, options)
         attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)
         model = export(config, shapes, target.dtype, attention).SerializeToString()
         cos, sin = rope_tables(config, shapes.capacity)
         programs = Programs(model, dict.fromkeys(shapes.prompts, model), {"cos": cos, "sin": sin})
         provenance = "stock" if attention == "standard" else f"configured: attention={attention}"
         return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
+
+    def _import(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        from backends.onnx_import import import_programs
+
+        if "attention" in options:
+            raise Unsupported("import=torch brings its own attention: leave out attention=")
+        programs = import_programs(config, shapes, target.dtype)
+        return Artefact(config, shapes, target, options, "imported", "stock", payload=programs)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Open the sessions with the weights and bind every buffer; raises Unsupported."""

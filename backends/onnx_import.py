@@ -1,0 +1,64 @@
+"""The definition by way of torch.export and torch.onnx: what ONNX Runtime gives a PyTorch user for free."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.contract import Shapes, Unsupported
+from backends.onnx_engine import Programs
+from backends.onnx_graph import OPSET
+from models.config import DecoderConfig
+from models.layout import fused_layout
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def import_programs(config: DecoderConfig, shapes: Shapes, dtype: str) -> Programs:
+    """Turn a program for each prompt length and one for decode into ONNX models; raises Unsupported."""
+    try:
+        import onnxscript  # noqa: F401 (torch.onnx writes with it)
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise Unsupported(f"import=torch needs {error.name}: pip install torch onnxscript") from error
+    from backends.torch_program import export_decode, export_prefill
+
+    prefills = {
+        length: to_onnx(config, export_prefill(config, shapes, dtype, length), "tokens")
+        for length in shapes.prompts
+    }
+    decode = to_onnx(config, export_decode(config, shapes, dtype), "tokens", "positions")
+    return Programs(decode, prefills, tabulate(config, shapes.capacity))
+
+
+def to_onnx(config: DecoderConfig, program: "ExportedProgram", *arguments: str) -> bytes:
+    """Translate one program and call its inputs and outputs as the engine does."""
+    import torch
+
+    cache = [f"{part}.{layer}" for part in ("keys", "values") for layer in range(config.layers)]
+    weights = [each.name for each in fused_layout(config)]
+    state = ("tokens", "positions", *cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own code
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,  # the first with an operator for attention is not torch's default
+            input_names=[*weights, "cos", "sin", *arguments, *cache],
+            output_names=["logits", *(f"next.{name}" for name in state)],
+        )
+    assert translated is not None  # with dynamo it is not written to a file
+    return translated.model_proto.SerializeToString()
+
+
+def tabulate(config: DecoderConfig, capacity: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the tables of angles as the programs take them."""
+    import torch
+
+    from backends.torch_ops import Rope
+
+    rope = Rope.tabulate(config, capacity, torch.device("cpu"))
+    return {"cos": np.asarray(rope.cos), "sin": np.asarray(rope.sin)}
