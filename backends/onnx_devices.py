@@ -79,7 +79,7 @@ class Cpu:
 
 
 class Gpu:
-    """CUDA's provider, on a stream of its own, every binding captured as one CUDA graph when it first runs."""
+    """The provider for CUDA, on its own stream; each binding is captured as a graph when it first runs."""
 
     def __init__(self, index: int) -> None:
         from cuda.bindings import runtime

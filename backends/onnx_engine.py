@@ -69,11 +69,12 @@ class OnnxEngine:
         self.turn = 0
         shapes, config = artefact.shapes, artefact.config
         self.output = self.device.buffer((shapes.batch, config.vocab_size), np.float32)
-        self.fixed = self._allocate(decode, "keys.", "values.", "cos", "sin")
-        for name, table in programs.tables.items():
-            self.fixed[name].write(table)
-        self.poison(0)
-        self.steps = 0
+        self.cache = self._allocate(decode, "keys.", "values.")
+        self.tables = self._allocate(decode, *programs.tables)
+        for name, table in self.tables.items():
+            table.write(programs.tables[name])
+        self.poison(0)  # fresh memory may hold a NaN, and what is masked has to be finite
+        self.bindings = 0
         self.decodes = [self._bind(decode, self.turns[turn], shapes.capacity, 1 - turn) for turn in range(2)]
         self.staged = {length: self._stage(shapes.batch, length) for length in shapes.prompts}
         self.prefills = {
@@ -111,9 +112,8 @@ class OnnxEngine:
     def poison(self, length: int) -> None:
         """Overwrite the cache at positions >= length."""
         self.device.sync()
-        for name, buffer in self.fixed.items():
-            if name.startswith(("keys.", "values.")):
-                buffer.poison(length)
+        for buffer in self.cache.values():
+            buffer.poison(length)
 
     def logits(self) -> np.ndarray:
         """Return the last step's logits [B, V] as float32 on the host."""
@@ -131,7 +131,7 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the sessions with their weights, and every buffer."""
         self.sync()
-        del self.decodes, self.prefills, self.turns, self.staged, self.fixed, self.output
+        del self.decodes, self.prefills, self.turns, self.staged, self.cache, self.tables, self.output
 
     def _allocate(self, session: InferenceSession, *prefixes: str) -> dict[str, Buffer]:
         """Allocate the inputs of a decode step whose names start so; T is 1."""
@@ -154,12 +154,12 @@ class OnnxEngine:
         binding = session.io_binding()
         limit = HostBuffer((), np.int32)
         limit.write(total)
-        inputs = {**self.fixed, **read, "total": limit}
+        inputs = {**self.cache, **self.tables, **read, "total": limit}
+        written = {**self.cache, **self.turns[turn]}
+        outputs = {"logits": self.output, **{f"next.{name}": each for name, each in written.items()}}
         for each in session.get_inputs():
             binding.bind_ortvalue_input(each.name, inputs[each.name].value)
-        outputs = {**self.fixed, **self.turns[turn]}
         for each in session.get_outputs():
-            target = self.output if each.name == "logits" else outputs[each.name.removeprefix("next.")]
-            binding.bind_ortvalue_output(each.name, target.value)
-        self.steps += 1
-        return Step(session, binding, self.device.run_options(self.steps))
+            binding.bind_ortvalue_output(each.name, outputs[each.name].value)
+        self.bindings += 1
+        return Step(session, binding, self.device.run_options(self.bindings))

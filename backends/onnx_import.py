@@ -51,7 +51,8 @@ def to_onnx(config: DecoderConfig, program: "ExportedProgram", *arguments: str) 
             output_names=["logits", *(f"next.{name}" for name in state)],
         )
     assert translated is not None  # with dynamo it is not written to a file
-    return translated.model_proto.SerializeToString()
+    model: bytes = translated.model_proto.SerializeToString()
+    return model
 
 
 def tabulate(config: DecoderConfig, capacity: int) -> dict[str, npt.NDArray[Any]]:

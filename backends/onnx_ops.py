@@ -186,10 +186,15 @@ class GroupQueryOps(OnnxOps):
         """Add, norm and scale in one node; returns (normed, sum)."""
         if residual is None:
             return super().add_rms_norm(x, residual, weight)
-        inputs, total = (x, residual, weight), f"{x}.sum"
-        outputs = [f"{x}.normed", "", "", total]
-        attributes = {"domain": CONTRIB, "epsilon": self.config.norm_eps}
-        return self.graph.add("SkipSimplifiedLayerNormalization", *inputs, outputs=outputs, **attributes), total
+        normed, total = f"{x}.normed", f"{x}.sum"
+        self.graph.add(
+            "SkipSimplifiedLayerNormalization",
+            *(x, residual, weight),
+            outputs=[normed, "", "", total],
+            domain=CONTRIB,
+            epsilon=self.config.norm_eps,
+        )
+        return normed, total
 
     def attend_cached(self, q: str, k: str, v: str, keys: str, values: str) -> str:
         """Attend to what is filled: the node finds the new positions by the newest of each sequence."""

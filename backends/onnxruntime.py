@@ -1,4 +1,4 @@
-"""ONNX Runtime: the definition is written as an ONNX model, the runtime optimises the graph and runs its kernels."""
+"""ONNX Runtime: the definition is written as an ONNX model, which the runtime optimises and interprets."""
 
 from __future__ import annotations
 

@@ -1,0 +1,328 @@
+"""What `onnxruntime` promises beyond the contract: nothing copied, weights outside, threads as told."""
+
+import ctypes
+import gc
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from backends import registry
+from backends.contract import POISON, Artefact, Shapes, Target, Unsupported
+from models.checkpoint import Weights
+from models.rope import rope_tables
+from tests.contract.reference import FAMILIES, reference_logits
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from backends.onnx_devices import Gpu, GpuBuffer, HostBuffer  # noqa: E402 (the runtime may be missing)
+from backends.onnx_engine import OnnxEngine, Programs  # noqa: E402
+from backends.onnx_export import ATTENTIONS, export  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
+TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
+OpenFamily = Callable[[str, str], Weights]
+WAYS = ("onnxruntime", "onnxruntime[attention=standard]", "onnxruntime[import=torch]")
+
+
+def build(weights: Weights, name: str = "onnxruntime") -> Artefact:
+    backend, options = registry.parse(name)
+    if options.get("import") == "torch":
+        pytest.importorskip("torch")
+        pytest.importorskip("onnxscript")
+    return registry.find(backend).build(weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
+
+
+def load(weights: Weights, name: str = "onnxruntime") -> OnnxEngine:
+    return OnnxEngine(build(weights, name), weights)
+
+
+def run(engine: OnnxEngine, prompt: int, steps: int) -> None:
+    engine.stage(TOKENS[:, :prompt])
+    engine.prefill()
+    for _ in range(steps):
+        engine.decode()
+
+
+def largest_error(engine: OnnxEngine, expected: np.ndarray) -> float:
+    """Compare a prefill, forced steps after it, and steps after a rewind over a poisoned cache."""
+    run(engine, 8, 0)
+    errors = [np.abs(engine.logits() - expected[:, 7]).max()]
+    for start in (8, 3):
+        engine.rewind(start)
+        engine.poison(start)
+        for position in range(start, start + 3):
+            engine.feed(TOKENS[:, position])
+            engine.decode()
+            errors.append(np.abs(engine.logits() - expected[:, position]).max())
+    return float(max(errors) / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_equals_the_reference(open_family: OpenFamily, name: str, family: str) -> None:
+    weights = open_family(family, "float32")
+    engine = load(weights, name)
+    assert largest_error(engine, reference_logits(weights, TOKENS)) < 1e-5
+    engine.close()
+
+
+@pytest.mark.parametrize("name", WAYS[1:])
+def test_every_way_chooses_the_same_tokens(open_family: OpenFamily, name: str) -> None:
+    one, other = load(open_family("llama", "float32")), load(open_family("llama", "float32"), name)
+    for engine in (one, other):
+        run(engine, 4, 8)
+    np.testing.assert_allclose(one.logits(), other.logits(), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("attention", list(ATTENTIONS))
+def test_the_graph_for_16_bits_equals_the_reference(
+    open_family: OpenFamily, attention: str, family: str
+) -> None:
+    """It is for GPUs; the CPU provider runs it by way of casts, so it is refused there, and tested there."""
+    weights = open_family(family, "float16")
+    model = export(weights.config, SHAPES, "float16", attention).SerializeToString()
+    cos, sin = rope_tables(weights.config, SHAPES.capacity)
+    programs = Programs(model, dict.fromkeys(SHAPES.prompts, model), {"cos": cos, "sin": sin})
+    target = Target("cpu", "float16", "any")
+    engine = OnnxEngine(Artefact(weights.config, SHAPES, target, {}, "common", "", programs), weights)
+    assert largest_error(engine, reference_logits(weights, TOKENS)) < 5e-3
+    engine.close()
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_step_writes_the_cache_where_it_reads_it(open_family: OpenFamily, name: str) -> None:
+    engine = load(open_family("llama", "float32"), name)
+    before = {name: each.value.data_ptr() for name, each in engine.cache.items()}
+    run(engine, 8, 3)
+    engine.rewind(5)
+    engine.decode()
+    for step in (*engine.decodes, engine.prefills[8]):
+        outputs = [each.name for each in step.session.get_outputs()]
+        written = dict(zip(outputs, step.binding.get_outputs(), strict=True))
+        assert {name: written[f"next.{name}"].data_ptr() for name in before} == before
+    engine.close()
+
+
+@pytest.mark.parametrize("attention", list(ATTENTIONS))
+def test_the_cache_is_written_by_operators_that_update_it_in_place(attention: str) -> None:
+    graph = export(FAMILIES["llama"], SHAPES, "float32", attention).graph
+    writers = {
+        out: node for node in graph.node for out in node.output if out.startswith(("next.k", "next.v"))
+    }
+    assert len(writers) == 2 * FAMILIES["llama"].layers
+    for output, node in writers.items():
+        assert node.op_type in ("TensorScatter", "GroupQueryAttention")
+        assert output.removeprefix("next.") in node.input
+
+
+def quickest(action: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_a_step_takes_less_than_a_copy_of_its_cache_would(open_family: OpenFamily) -> None:
+    """Addresses alone would not show a copy to and fro; group-query attention reads what is filled only."""
+    weights = open_family("llama", "float32")
+    shapes = replace(SHAPES, capacity=1 << 16)
+    artefact = registry.find("onnxruntime").build(weights.config, shapes, Target("cpu", "float32", "any"), {})
+    engine = OnnxEngine(artefact, weights)
+    run(engine, 4, 1)
+    copies = [each.read() for each in engine.cache.values()]
+    cache = [each.copy() for each in copies]
+
+    def copy() -> None:
+        for target, source in zip(copies, cache, strict=True):
+            np.copyto(target, source)
+
+    assert quickest(engine.decode) < quickest(copy) / 4
+    engine.close()
+
+
+def test_prefill_and_decode_share_a_session(open_family: OpenFamily) -> None:
+    """Each session has packed weights of its own."""
+    engine = load(open_family("llama", "float32"))
+    assert len({id(step.session) for step in (*engine.decodes, *engine.prefills.values())}) == 1
+    engine.close()
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_the_models_hold_no_weight(open_family: OpenFamily, name: str) -> None:
+    weights = open_family("qwen2", "float32")
+    programs = build(weights, name).payload
+    for serialised in (programs.decode, *programs.prefills.values()):
+        graph = onnx.ModelProto.FromString(serialised).graph
+        assert {each.name for each in weights.layout} <= {each.name for each in graph.input}
+        assert max(len(each.raw_data) for each in graph.initializer) < 160 * 64
+
+
+def test_an_artefact_takes_any_weights(open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = open_family("llama", "float32")
+    artefact = build(weights)
+    engine = OnnxEngine(artefact, weights)
+    arrays = dict(weights.arrays())
+    monkeypatch.setattr(weights, "arrays", lambda: iter(arrays.items()))
+    arrays["head.weight"] = 2 * arrays["head.weight"]
+    doubled = OnnxEngine(artefact, weights)
+    run(engine, 4, 1)
+    run(doubled, 4, 1)
+    np.testing.assert_array_equal(doubled.logits(), 2 * engine.logits())
+
+
+def test_a_session_needs_the_weights_no_more_once_it_is_open(
+    open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = open_family("llama", "float32")
+    arrays = dict(weights.arrays())
+    monkeypatch.setattr(weights, "arrays", lambda: iter(arrays.items()))
+    engine = load(weights)
+    run(engine, 4, 1)
+    before = engine.logits()
+    for array in arrays.values():
+        array[...] = np.nan
+    run(engine, 4, 1)
+    np.testing.assert_array_equal(engine.logits(), before)
+
+
+def test_of_equal_logits_the_first_is_chosen(
+    open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = open_family("llama", "float32")
+    arrays = dict(weights.arrays())
+    arrays["head.weight"][...] = 0.0
+    monkeypatch.setattr(weights, "arrays", lambda: iter(arrays.items()))
+    engine = load(weights)
+    engine.feed(TOKENS[:, 0])
+    engine.decode()
+    assert not engine.logits().any()
+    chosen = engine.turns[engine.turn]["tokens"].read()[:, 0]
+    assert not chosen.any()
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_as_many_threads_run_as_the_process_is_given(
+    open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    weights = open_family("llama", "float32")
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    before = psutil.Process().num_threads()
+    engine = load(weights)
+    run(engine, 4, 1)
+    assert psutil.Process().num_threads() == before + int(threads) - 1
+    engine.close()
+
+
+def test_close_frees_the_cache_and_the_sessions(open_family: OpenFamily) -> None:
+    engine = load(open_family("llama", "float32"))
+    run(engine, 4, 1)
+    held = [weakref.ref(engine.cache["keys.0"]), weakref.ref(engine.decodes[0].session)]
+    engine.close()
+    gc.collect()
+    assert [each() for each in held] == [None, None]
+
+
+def test_what_the_cpu_has_no_kernels_for_is_unsupported(open_family: OpenFamily) -> None:
+    backend = registry.find("onnxruntime")
+    weights = open_family("llama", "bfloat16")
+    with pytest.raises(Unsupported, match="Could not find an implementation for Gemm"):
+        backend.load(build(weights), weights)
+    with pytest.raises(Unsupported, match="no product in float16"):
+        build(open_family("llama", "float16"))
+
+
+def test_an_import_brings_its_own_attention(open_family: OpenFamily) -> None:
+    with pytest.raises(Unsupported, match="leave out attention="):
+        build(open_family("llama", "float32"), "onnxruntime[import=torch,attention=standard]")
+
+
+def test_an_import_says_what_it_needs(open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    weights = open_family("llama", "float32")
+    with pytest.raises(Unsupported, match="needs onnxscript"):
+        registry.find("onnxruntime").build(
+            weights.config, SHAPES, Target("cpu", "float32", "any"), {"import": "torch"}
+        )
+
+
+def test_an_artefact_says_how_the_model_got_there(open_family: OpenFamily) -> None:
+    artefacts = [build(open_family("llama", "float32"), name) for name in WAYS]
+    assert [each.definition for each in artefacts] == ["common", "common", "imported"]
+    assert [each.provenance for each in artefacts] == [
+        "configured: attention=group-query",
+        "stock",
+        "stock",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "attention"),
+    [
+        ("cpu", "float32", "group-query"),
+        ("cuda:0", "bfloat16", "group-query"),
+        ("cuda:0", "float32", "standard"),
+    ],
+)
+def test_attention_is_what_the_device_has_kernels_for(device: str, dtype: str, attention: str) -> None:
+    target = Target(device, dtype, "any")
+    artefact = registry.find("onnxruntime").build(FAMILIES["llama"], SHAPES, target, {})
+    operators = {node.op_type for node in onnx.ModelProto.FromString(artefact.payload.decode).graph.node}
+    assert ("GroupQueryAttention" in operators) == (attention == "group-query")
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
+def test_a_missing_package_is_a_reason_not_an_error(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    probe = registry.find("onnxruntime").probe()
+    assert probe.reason == f"{package} is not installed"
+    assert probe.install
+    assert not probe.devices
+
+
+def test_a_model_is_written_without_the_runtime() -> None:
+    code = "import sys, backends.onnx_export; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+class FakeCuda:
+    """The copies of CUDA's runtime, on the host."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1)
+
+    def cudaMemcpy2D(self, target: int, pitch: int, source: int, *rest: Any) -> tuple[int]:
+        source_pitch, width, rows, _ = rest
+        for row in range(rows):
+            ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
+        return (0,)
+
+
+@pytest.mark.parametrize("length", [0, 3, 24])
+def test_memory_of_a_gpu_is_written_as_that_of_the_host(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    gpu = Gpu.__new__(Gpu)
+    gpu._cuda = FakeCuda()
+    shape, values = (2, 3, 24, 4), np.random.default_rng(0).random((2, 3, 24, 4), np.float32)
+    host = HostBuffer(shape, np.float32)
+    memory = HostBuffer(shape, np.float32)
+    monkeypatch.setattr(gpu, "allocate", lambda *_: memory.value)
+    buffer = GpuBuffer(shape, np.dtype(np.float32), gpu)
+    for each in (host, buffer):
+        each.write(values)
+        each.poison(length)
+    np.testing.assert_array_equal(memory.read(), host.read())
+    assert (memory.read()[:, :, length:] == POISON).all()
