@@ -1,0 +1,151 @@
+"""IREE: the definition is lowered to StableHLO by JAX and compiled by `iree-compile` ahead of time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from backends.iree_engine import Programs
+
+INSTALL = "pip install iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 'jax>=0.10'"
+PACKAGES = ("iree-base-compiler", "iree-base-runtime", "jax")
+SOURCES = ("definition", "torch")
+TILINGS = ("auto", "on", "off")
+
+CALLS = "--iree-execution-model=async-external"
+"""How a module is called, not how it is compiled: it takes fences, so a chain of steps needs no host."""
+OPTIMISED = "--iree-opt-level=O2"
+"""Without it a decode step takes ten times as long on a CPU; O3 gives nothing more."""
+TILED = ("--iree-opt-data-tiling", "--iree-llvmcpu-enable-ukernels=all")
+"""Pack the operands of products for IREE's own kernels, the weights too and at every call."""
+NEWEST_CUDA = 89
+"""The newest compute capability that IREE 3.13 has: a newer GPU's driver compiles that one's PTX."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the programs are compiled and launched."""
+
+    target: tuple[str, ...]
+    """Flags that name the device."""
+    prefill: tuple[str, ...]
+    """Flags of the prefills besides those."""
+    decode: tuple[str, ...]
+    graph: bool
+    """Whether a GPU is given each program as one CUDA graph."""
+    provenance: str
+
+
+def choose(options: Mapping[str, str], target: Target) -> Plan:
+    """Settle what the options leave open; raises Unsupported for what the device has not."""
+    on_gpu, graph = target.device.startswith("cuda"), "graph" in options
+    tiling = options.get("tiling", TILINGS[0])
+    if graph and not on_gpu:
+        raise Unsupported(f"iree[graph] launches CUDA graphs, which {target.device} has not: use iree")
+    if tiling == "on" and on_gpu:
+        raise Unsupported("tiling=on is for IREE's kernels on a CPU: leave it out")
+    if "stock" in options and len(options) > 1:
+        raise Unsupported("iree[stock] has no settings: leave out the other options")
+    device, ptx = name_target(target)
+    if "stock" in options:
+        return Plan(device, (), (), False, ": ".join(["stock", *ptx]))
+    # Weights in bfloat16 go through scalar code otherwise; in float32 packing them costs more than it gains.
+    tiled = (
+        TILED if tiling == "on" or (tiling == "auto" and not on_gpu and target.dtype == "bfloat16") else ()
+    )
+    settings = [OPTIMISED, *(["tiled prefill"] if tiled else []), *(["CUDA graphs"] if graph else []), *ptx]
+    return Plan(device, (OPTIMISED, *tiled), (OPTIMISED,), graph, f"configured: {', '.join(settings)}")
+
+
+def name_target(target: Target) -> tuple[tuple[str, ...], list[str]]:
+    """Return the flags that name a device, and how a GPU gets there that IREE does not know."""
+    if target.device == "cpu":
+        local = ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu")
+        return (*local, "--iree-llvmcpu-target-cpu=host"), []
+    wanted = int(target.architecture.removeprefix("sm_"))
+    known = min(wanted, NEWEST_CUDA)
+    flags = ("--iree-hal-target-device=cuda", f"--iree-cuda-target=sm_{known}")
+    return flags, [f"by PTX sm_{known}"] if known < wanted else []
+
+
+class Iree:
+    """Compiles one module for each prompt length and one for every decode step."""
+
+    name = "iree"
+    options: Mapping[str, Option] = {
+        "stock": Option("iree-compile as it comes: no optimisation level"),
+        "graph": Option("launch each program as one CUDA graph (GPU only)"),
+        "tiling": Option("pack the products of prefill for IREE's kernels; auto: in bfloat16", TILINGS),
+        "import": Option("where the model comes from; torch: a torch.export graph by iree-turbine", SOURCES),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether IREE and jax are there, and for which devices."""
+        try:
+            prepare()
+            from iree import compiler, runtime  # noqa: F401
+
+            on_gpu = has_gpu()
+        except ModuleNotFoundError as error:
+            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
+        except Exception as error:  # a half-installed package fails in many ways
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Probe(reason=f"iree cannot be used: {cause}", install=INSTALL)
+        versions = {name: version(name) for name in PACKAGES}
+        devices = ("cpu", "cuda") if on_gpu else ("cpu",)
+        return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Compile everything, for this machine or for a GPU elsewhere; raises Unsupported as the compiler does."""
+        plan = choose(options, target)
+        programs = compile_definition(config, shapes, target.dtype, plan)
+        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=programs)
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights and allocate the state."""
+        from backends.iree_engine import IreeEngine
+
+        return IreeEngine(artefact, weights)
+
+
+def prepare() -> None:
+    """Import jax; if it is ours alone, keep it off the GPU, on which it only traces."""
+    ours = "jax" not in sys.modules
+    import jax
+
+    if ours:
+        jax.config.update("jax_platforms", "cpu")
+
+
+def has_gpu() -> bool:
+    """Tell whether IREE finds a GPU: its driver raises without CUDA's library."""
+    from iree.runtime import get_driver
+
+    try:
+        return bool(get_driver("cuda").query_available_devices())
+    except RuntimeError:
+        return False
+
+
+def compile_definition(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan) -> Programs:
+    """Lower models/decoder.py and compile it."""
+    prepare()
+    from backends.iree_compile import compile_all
+    from backends.iree_engine import Programs
+    from backends.iree_ops import lower_decode, lower_prefill
+
+    common = (*plan.target, CALLS)
+    prefills = [lower_prefill(config, shapes, dtype, length) for length in shapes.prompts]
+    sources = [(source, (*common, *plan.prefill)) for source in prefills]
+    *modules, decode = compile_all([*sources, (lower_decode(config, shapes, dtype), (*common, *plan.decode))])
+    return Programs(dict(zip(shapes.prompts, modules, strict=True)), decode, plan.graph)
