@@ -106,7 +106,7 @@ class Iree:
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
-        """Compile everything, for this machine or for a GPU elsewhere; raises Unsupported as the compiler does."""
+        """Compile everything, here or for a GPU elsewhere; raises Unsupported in the compiler's words."""
         plan = choose(options, target)
         programs = compile_definition(config, shapes, target.dtype, plan)
         return Artefact(config, shapes, target, options, "common", plan.provenance, payload=programs)

@@ -24,7 +24,7 @@ def compile_all(sources: Sequence[tuple[str, Sequence[str]]]) -> list[bytes]:
 
 
 def compile_module(program: str, flags: Sequence[str]) -> bytes:
-    """Compile a program of StableHLO or torch operators, or take the module kept of it; raises Unsupported."""
+    """Compile a program, or take the module that was kept of it; raises Unsupported."""
     folder = os.environ.get(CACHE)
     if not folder:
         return run_compiler(program, flags)

@@ -26,7 +26,7 @@ LOGITS, TOKEN, POSITION = 0, 1, 2
 
 @dataclass(frozen=True)
 class Programs:
-    """Compiled modules, each with one function `main` that takes fences and returns before the work is done."""
+    """Compiled modules, each with one function that takes fences and returns before the work is done."""
 
     prefill: Mapping[int, bytes]
     """By prompt length; takes weights, cos, sin, tokens [B, T] and the state."""

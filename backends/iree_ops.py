@@ -1,4 +1,4 @@
-"""The jax.numpy operations in the forms that IREE compiles best, and the programs lowered from them to StableHLO.
+"""The jax.numpy operations in the forms that IREE compiles best, lowered to programs of StableHLO.
 
 B sequences, T new tokens, H query heads, K key/value heads, N = B * K, G = H / K query heads to each
 key/value head, Dh head size, C capacity.
@@ -23,7 +23,7 @@ LAYOUT = Layout("ncd", "ncd")
 
 
 class IreeOps(JaxOps):
-    """Rotates halves by a reversed axis, which fuses with its neighbours: a concatenation is two more copies."""
+    """Rotates by reversing an axis of halves, which fuses; a concatenation is two more copies."""
 
     layout = LAYOUT
 
@@ -75,7 +75,7 @@ class IreePrefill(IreeOps, Prefill):
 
 
 class IreeDecode(IreeOps, Decode):
-    """One token at a position that only the device knows: IREE would fetch the start of a slice to the host."""
+    """One token at a position on the device; the start of a slice IREE would fetch to the host."""
 
     def write(self, cached: Array, new: Array, axes: str) -> Array:  # noqa: ARG002 (keys and values lie alike)
         """Scatter new [B, 1, K, Dh] to the rows at the position."""
@@ -93,7 +93,7 @@ class IreeDecode(IreeOps, Decode):
 
 
 def decode_step(config: DecoderConfig, weights: dict[str, Array], rope: Rope, state: State) -> State:
-    """Run the state's token at its position; like `jax_ops.decode_step`, with angles gathered on the device."""
+    """Run the state's token at its position; the angles are gathered, since a slice would go by the host."""
     angles = Rope(*(table.at[state.position[None]].get(mode="promise_in_bounds") for table in rope))
     ops = IreeDecode(config, state.keys, state.values, angles, state.position)
     logits, token = forward(ops, config, weights, state.token[:, None])
@@ -125,10 +125,10 @@ def lower(
     angle = jax.ShapeDtypeStruct((shapes.capacity, config.head_dim // 2), jnp.float32)
     state = jax.eval_shape(lambda: State.zeros(config, shapes.batch, shapes.capacity, dtype, LAYOUT))
 
-    def program(weights: list[Array], rope: Rope, *rest: Any) -> State:
-        return step(dict(zip(names, weights, strict=True)), rope, *rest)
+    def program(weights: list[Array], rope: tuple[Array, Array], *rest: Any) -> State:
+        return step(dict(zip(names, weights, strict=True)), Rope(*rope), *rest)
 
     program.__name__ = name
-    arguments = (weights, Rope(angle, angle), *tokens, state)
+    arguments = (weights, (angle, angle), *tokens, state)
     jitted = jax.jit(program, donate_argnums=len(arguments) - 1, keep_unused=True)
     return cast(str, jitted.trace(*arguments).lower(lowering_platforms=("cpu",)).as_text())
