@@ -45,6 +45,10 @@ PRESETS: dict[str, DecoderConfig] = {
         "llama", 1024, 256, 704, 4, heads=8, kv_heads=2, head_dim=32,
         max_positions=2048, norm_eps=1e-5, rope_theta=10_000.0,
     ),
+    "llama-50m": DecoderConfig(
+        "llama", 32_000, 512, 1408, 12, heads=8, kv_heads=4, head_dim=64,
+        max_positions=4096, norm_eps=1e-5, rope_theta=10_000.0, tied_embeddings=True,
+    ),
     "llama-3.2-1b": DecoderConfig(
         "llama", 128_256, 2048, 8192, 16, heads=32, kv_heads=8, head_dim=64,
         max_positions=131_072, norm_eps=1e-5, rope_theta=500_000.0,
@@ -68,7 +72,8 @@ PRESETS: dict[str, DecoderConfig] = {
         max_positions=32_768, norm_eps=1e-5, rope_theta=1_000_000.0,
     ),
 }  # fmt: skip
-"""Shapes of well-known models, named after them; their weights are made by `models.weights`."""
+"""Shapes of well-known models, named after them, and two for a CPU: one fits in its cache, one does not.
+Their weights are made by `models.weights`."""
 
 
 def is_preset(name: str) -> bool:
