@@ -41,6 +41,8 @@ class Plan:
     decode: tuple[str, ...]
     graph: bool
     """Whether a GPU is given each program as one CUDA graph."""
+    imported: bool
+    """Whether a torch.export graph is compiled instead of what JAX traces."""
     provenance: str
 
 
@@ -56,13 +58,15 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
         raise Unsupported("iree[stock] has no settings: leave out the other options")
     device, ptx = name_target(target)
     if "stock" in options:
-        return Plan(device, (), (), False, ": ".join(["stock", *ptx]))
+        return Plan(device, (), (), graph=False, imported=False, provenance=": ".join(["stock", *ptx]))
     # Weights in bfloat16 go through scalar code otherwise; in float32 packing them costs more than it gains.
     tiled = (
         TILED if tiling == "on" or (tiling == "auto" and not on_gpu and target.dtype == "bfloat16") else ()
     )
     settings = [OPTIMISED, *(["tiled prefill"] if tiled else []), *(["CUDA graphs"] if graph else []), *ptx]
-    return Plan(device, (OPTIMISED, *tiled), (OPTIMISED,), graph, f"configured: {', '.join(settings)}")
+    imported = options.get("import") == "torch"
+    provenance = f"configured: {', '.join(settings)}"
+    return Plan(device, (OPTIMISED, *tiled), (OPTIMISED,), graph, imported, provenance)
 
 
 def name_target(target: Target) -> tuple[tuple[str, ...], list[str]]:
@@ -108,8 +112,9 @@ class Iree:
     ) -> Artefact:
         """Compile everything, here or for a GPU elsewhere; raises Unsupported in the compiler's words."""
         plan = choose(options, target)
-        programs = compile_definition(config, shapes, target.dtype, plan)
-        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=programs)
+        programs = compile_programs(config, shapes, target.dtype, plan)
+        definition = "imported" if plan.imported else "common"
+        return Artefact(config, shapes, target, options, definition, plan.provenance, payload=programs)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -137,15 +142,20 @@ def has_gpu() -> bool:
         return False
 
 
-def compile_definition(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan) -> Programs:
-    """Lower models/decoder.py and compile it."""
+def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan) -> Programs:
+    """Lower the model by JAX or by iree-turbine, and compile it; raises Unsupported."""
     prepare()
     from backends.iree_compile import compile_all
     from backends.iree_engine import Programs
-    from backends.iree_ops import lower_decode, lower_prefill
+    from backends.iree_import import describe_import, lower_import
+    from backends.iree_ops import describe_definition, lower_definition
 
+    lower, describe = (
+        (lower_import, describe_import) if plan.imported else (lower_definition, describe_definition)
+    )
+    prefills, decode = lower(config, shapes, dtype)
     common = (*plan.target, CALLS)
-    prefills = [lower_prefill(config, shapes, dtype, length) for length in shapes.prompts]
     sources = [(source, (*common, *plan.prefill)) for source in prefills]
-    *modules, decode = compile_all([*sources, (lower_decode(config, shapes, dtype), (*common, *plan.decode))])
-    return Programs(dict(zip(shapes.prompts, modules, strict=True)), decode, plan.graph)
+    *modules, step = compile_all([*sources, (decode, (*common, *plan.decode))])
+    prefill = dict(zip(shapes.prompts, modules, strict=True))
+    return Programs(describe(config, shapes), prefill, step, plan.graph)

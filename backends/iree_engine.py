@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import iree.runtime as rt
@@ -12,26 +13,47 @@ import numpy as np
 from backends.contract import POISON, Artefact
 from models.checkpoint import Weights
 from models.layout import NUMPY_DTYPES
-from models.rope import rope_tables
 
 ELEMENTS = {
     "float32": rt.HalElementType.FLOAT_32,
     "bfloat16": rt.HalElementType.BFLOAT_16,
     "float16": rt.HalElementType.FLOAT_16,
     "int32": rt.HalElementType.SINT_32,
+    "int64": rt.HalElementType.SINT_64,
 }
 LOGITS, TOKEN, POSITION = 0, 1, 2
 """Places in the state, before the keys and values of each layer."""
 
 
 @dataclass(frozen=True)
-class Programs:
-    """Compiled modules, each with one function that takes fences and returns before the work is done."""
+class Interface:
+    """How programs are called: they take weights, tables, any tokens [B, T] and the state, and return the
+    state anew, of which the cache, at least, is written where it lies.
+    """
 
+    function: str
+    """Of every module; takes two fences more, and returns before the work is done."""
+    tables: Sequence[np.ndarray]
+    """Cos and sin of the rope angles."""
+    position: np.ndarray
+    """A first position, in the type and shape that the programs take."""
+    cache: tuple[int, ...]
+    """Shape of a layer's keys, and of its values: heads of all sequences in one axis or two, then [C, Dh]."""
+    prefill_from: int = 0
+    """The place in the state of the first buffer that a prefill takes."""
+    decode_from: int = 0
+    returned: int = 0
+    """How many of the first results are new buffers."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Compiled modules."""
+
+    interface: Interface
     prefill: Mapping[int, bytes]
-    """By prompt length; takes weights, cos, sin, tokens [B, T] and the state."""
+    """By prompt length."""
     decode: bytes
-    """Takes weights, cos, sin and the state."""
     graph: bool = False
     """Whether a GPU is given each program as one CUDA graph."""
 
@@ -49,22 +71,18 @@ def open_device(name: str, graph: bool) -> rt.HalDevice:
 
 def place(device: rt.HalDevice, array: np.ndarray) -> rt.HalBufferView:
     """Copy an array to the device."""
-    element = ELEMENTS[array.dtype.name]
-    contiguous = np.ascontiguousarray(array)
-    bits = (
-        contiguous.view(f"u{array.itemsize}") if array.ndim else contiguous
-    )  # bfloat16 is strange to buffers
+    bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")  # bfloat16 is a stranger to buffers
     buffer = device.allocator.allocate_buffer_copy(
         memory_type=rt.MemoryType.DEVICE_LOCAL,
         allowed_usage=rt.BufferUsage.DEFAULT,
         device=device,
         buffer=bits,
     )
-    return rt.HalBufferView(buffer, array.shape, element)
+    return rt.HalBufferView(buffer, array.shape, ELEMENTS[array.dtype.name])
 
 
 class IreeEngine:
-    """One model whose state stays in the same buffers: every result aliases the argument it replaces."""
+    """One model whose cache stays in the same buffers: every program writes there."""
 
     def __init__(self, artefact: Artefact, weights: Weights) -> None:
         config, shapes, target = artefact.config, artefact.shapes, artefact.target
@@ -74,16 +92,15 @@ class IreeEngine:
         self.submitted = 0
         """Calls on the timeline: when call n is done, the semaphore holds n."""
         self.dtype = NUMPY_DTYPES[target.dtype]
-        self.cache_shape = (shapes.batch * config.kv_heads, shapes.capacity, config.head_dim)
-        placed = weights.once(
-            f"iree:{target.device}", lambda: [place(device, array) for _, array in weights.arrays()]
-        )
-        self.constants = [*placed, *(place(device, table) for table in rope_tables(config, shapes.capacity))]
+        self.interface = programs.interface
+        key = f"iree:{target.device}:{programs.graph}"  # each is a device of its own to IREE
+        placed = weights.once(key, lambda: [place(device, array) for _, array in weights.arrays()])
+        self.constants = [*placed, *(place(device, table) for table in self.interface.tables)]
         self.state = [
             place(device, np.zeros((shapes.batch, config.vocab_size), self.dtype)),
             place(device, np.zeros(shapes.batch, np.int32)),
-            place(device, np.zeros((), np.int32)),
-            *(place(device, np.zeros(self.cache_shape, self.dtype)) for _ in range(2 * config.layers)),
+            place(device, self.interface.position),
+            *(place(device, np.zeros(self.interface.cache, self.dtype)) for _ in range(2 * config.layers)),
         ]
         self.context, self.prefills, self.step = load_programs(device, programs)
         self.stage(np.zeros((shapes.batch, shapes.prompts[0]), np.int32))
@@ -95,11 +112,12 @@ class IreeEngine:
 
     def prefill(self) -> None:
         """Run the staged tokens from position 0."""
-        self.call(self.prefills[self.length], (*self.constants, self.tokens, *self.state))
+        arguments = (*self.constants, self.tokens, *self.state[self.interface.prefill_from :])
+        self.call(self.prefills[self.length], arguments)
 
     def decode(self) -> None:
         """Run one step from the device's next token."""
-        self.call(self.step, (*self.constants, *self.state))
+        self.call(self.step, (*self.constants, *self.state[self.interface.decode_from :]))
 
     def call(self, function: rt.VmFunction, arguments: Sequence[rt.HalBufferView]) -> None:
         """Submit a program that starts when the one before it is done; the host does not wait."""
@@ -109,6 +127,8 @@ class IreeEngine:
         for fence in self.turn():
             inputs.push_ref(fence)
         self.context.invoke(function, inputs, results)
+        for index in range(self.interface.returned):
+            self.state[index] = results.get_as_object(index, rt.HalBufferView)
 
     def turn(self) -> tuple[rt.HalFence, rt.HalFence]:
         """Take the next place on the timeline; returns what to wait for and what to signal."""
@@ -118,7 +138,7 @@ class IreeEngine:
 
     def rewind(self, length: int) -> None:
         """Set the length; what is cached stays where it is."""
-        self.replace(POSITION, np.array(length, np.int32))
+        self.replace(POSITION, np.full_like(self.interface.position, length))
 
     def feed(self, tokens: np.ndarray) -> None:
         """Overwrite the next token with tokens [B]."""
@@ -131,14 +151,14 @@ class IreeEngine:
 
     def poison(self, length: int) -> None:
         """Fill the cache at positions >= length."""
-        heads, capacity, width = self.cache_shape
+        *heads, capacity, width = self.interface.cache
         pattern = np.array(POISON, self.dtype).view(f"u{self.dtype.itemsize}")
         row = width * self.dtype.itemsize
         if length >= capacity:
             return
         commands = rt.HalCommandBuffer(self.device)
         for cached in self.state[POSITION + 1 :]:
-            for head in range(heads):
+            for head in range(prod(heads)):
                 start, size = (head * capacity + length) * row, (capacity - length) * row
                 commands.fill(cached.get_buffer(), pattern, start, size)
         commands.end()
@@ -174,5 +194,5 @@ def load_programs(
         rt.VmModule.copy_buffer(instance, code) for code in (*programs.prefill.values(), programs.decode)
     ]
     context = rt.VmContext(instance, [rt.create_hal_module(instance, device), *modules])
-    *prefills, step = (module.lookup_function("main") for module in modules)
+    *prefills, step = (module.lookup_function(programs.interface.function) for module in modules)
     return context, dict(zip(programs.prefill, prefills, strict=True)), step

@@ -10,13 +10,16 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from backends.contract import Shapes
+from backends.iree_engine import Interface
 from backends.jax_ops import Decode, JaxOps, Layout, Prefill, Rope, State, prefill_step, product
 from models.config import DecoderConfig
 from models.decoder import forward
 from models.layout import fused_layout
+from models.rope import rope_tables
 
 LAYOUT = Layout("ncd", "ncd")
 """Keys and values [N, C, Dh]: a new position is one row of each head, and no product transposes the cache."""
@@ -100,16 +103,18 @@ def decode_step(config: DecoderConfig, weights: dict[str, Array], rope: Rope, st
     return State(logits, token, state.position + 1, ops.keys, ops.values)
 
 
-def lower_prefill(config: DecoderConfig, shapes: Shapes, dtype: str, length: int) -> str:
-    """Return StableHLO of the prefill of `length` tokens: weights, angles, tokens, state -> state."""
-    tokens = jax.ShapeDtypeStruct((shapes.batch, length), jnp.int32)
+def lower_definition(config: DecoderConfig, shapes: Shapes, dtype: str) -> tuple[list[str], str]:
+    """Return StableHLO of the prefills, in the order of the prompts, and of the decode step."""
     step = partial(prefill_step, IreePrefill, config)
-    return lower(f"prefill_{length}", step, config, shapes, dtype, tokens)
+    tokens = {length: jax.ShapeDtypeStruct((shapes.batch, length), jnp.int32) for length in shapes.prompts}
+    prefills = [lower(f"prefill_{n}", step, config, shapes, dtype, tokens[n]) for n in shapes.prompts]
+    return prefills, lower("decode", partial(decode_step, config), config, shapes, dtype)
 
 
-def lower_decode(config: DecoderConfig, shapes: Shapes, dtype: str) -> str:
-    """Return StableHLO of one decode step: weights, angles, state -> state."""
-    return lower("decode", partial(decode_step, config), config, shapes, dtype)
+def describe_definition(config: DecoderConfig, shapes: Shapes) -> Interface:
+    """Describe programs that return the whole state where they found it."""
+    cache = (shapes.batch * config.kv_heads, shapes.capacity, config.head_dim)
+    return Interface("main", rope_tables(config, shapes.capacity), np.zeros((), np.int32), cache)
 
 
 def lower(
