@@ -26,6 +26,10 @@ OPTIMISED = "--iree-opt-level=O2"
 """Without it a decode step takes ten times as long on a CPU; O3 gives nothing more."""
 TILED = ("--iree-opt-data-tiling", "--iree-llvmcpu-enable-ukernels=all")
 """Pack the operands of products for IREE's own kernels, the weights too and at every call."""
+TILED_ROWS = 32
+"""Tokens from which that pays in bfloat16 on a CPU: only those kernels use the instructions made for it.
+In float32 they are no faster than the code generated for unpacked operands, in float16 slower.
+"""
 NEWEST_CUDA = 89
 """The newest compute capability that IREE 3.13 has: a newer GPU's driver compiles that one's PTX."""
 
@@ -36,9 +40,10 @@ class Plan:
 
     target: tuple[str, ...]
     """Flags that name the device."""
-    prefill: tuple[str, ...]
-    """Flags of the prefills besides those."""
-    decode: tuple[str, ...]
+    flags: tuple[str, ...]
+    """Those of every program besides."""
+    tiled_rows: int | None
+    """Tokens of all sequences from which a prefill is tiled; None: never."""
     graph: bool
     """Whether a GPU is given each program as one CUDA graph."""
     imported: bool
@@ -58,15 +63,15 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
         raise Unsupported("iree[stock] has no settings: leave out the other options")
     device, ptx = name_target(target)
     if "stock" in options:
-        return Plan(device, (), (), graph=False, imported=False, provenance=": ".join(["stock", *ptx]))
-    # Weights in bfloat16 go through scalar code otherwise; in float32 packing them costs more than it gains.
-    tiled = (
-        TILED if tiling == "on" or (tiling == "auto" and not on_gpu and target.dtype == "bfloat16") else ()
-    )
-    settings = [OPTIMISED, *(["tiled prefill"] if tiled else []), *(["CUDA graphs"] if graph else []), *ptx]
+        return Plan(device, (), None, graph=False, imported=False, provenance=": ".join(["stock", *ptx]))
+    automatic = TILED_ROWS if target.dtype == "bfloat16" and not on_gpu else None
+    tiled_rows = {"auto": automatic, "on": 0, "off": None}[tiling]
+    settings = [OPTIMISED, *ptx]
+    settings += [f"prefill tiled from {tiled_rows} rows"] if tiled_rows is not None else []
+    settings += ["CUDA graphs"] if graph else []
     imported = options.get("import") == "torch"
     provenance = f"configured: {', '.join(settings)}"
-    return Plan(device, (OPTIMISED, *tiled), (OPTIMISED,), graph, imported, provenance)
+    return Plan(device, (OPTIMISED,), tiled_rows, graph, imported, provenance)
 
 
 def name_target(target: Target) -> tuple[tuple[str, ...], list[str]]:
@@ -87,7 +92,9 @@ class Iree:
     options: Mapping[str, Option] = {
         "stock": Option("iree-compile as it comes: no optimisation level"),
         "graph": Option("launch each program as one CUDA graph (GPU only)"),
-        "tiling": Option("pack the products of prefill for IREE's kernels; auto: in bfloat16", TILINGS),
+        "tiling": Option(
+            "pack the products of prefill for IREE's kernels; auto: long ones in bfloat16", TILINGS
+        ),
         "import": Option("where the model comes from; torch: a torch.export graph by iree-turbine", SOURCES),
     }
 
@@ -154,8 +161,11 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Pl
         (lower_import, describe_import) if plan.imported else (lower_definition, describe_definition)
     )
     prefills, decode = lower(config, shapes, dtype)
-    common = (*plan.target, CALLS)
-    sources = [(source, (*common, *plan.prefill)) for source in prefills]
-    *modules, step = compile_all([*sources, (decode, (*common, *plan.decode))])
+    flags = (*plan.target, CALLS, *plan.flags)
+    tiled = [plan.tiled_rows is not None and shapes.batch * n >= plan.tiled_rows for n in shapes.prompts]
+    sources = [
+        (source, (*flags, *(TILED if each else ()))) for source, each in zip(prefills, tiled, strict=True)
+    ]
+    *modules, step = compile_all([*sources, (decode, flags)])
     prefill = dict(zip(shapes.prompts, modules, strict=True))
     return Programs(describe(config, shapes), prefill, step, plan.graph)
