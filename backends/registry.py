@@ -21,6 +21,7 @@ BUILTIN = {
     "eager": "backends.eager:Eager",
     "compile": "backends.compile:Compile",
     "xla": "backends.xla:Xla",
+    "iree": "backends.iree:Iree",
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
 }
 

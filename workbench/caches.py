@@ -17,6 +17,7 @@ COMPILER_CACHES = {
     "JAX_COMPILATION_CACHE_DIR": "jax",
     "CUDA_CACHE_PATH": "cuda",
     "TVM_CACHE_DIR": "tvm",
+    "IREE_CACHE_DIR": "iree",
 }
 """The variables that tell compilers where their caches lie. A cold build starts with all of them empty."""
 

@@ -1,0 +1,50 @@
+"""The definition by way of torch.export and iree-turbine: what IREE gives a PyTorch user for free."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from backends.contract import Shapes, Unsupported
+from backends.iree_engine import Interface
+from models.config import DecoderConfig
+from models.rope import rope_tables
+
+
+def find_importer() -> Callable[[Any], str]:
+    """Return what turns an exported program into torch operators that IREE compiles; raises Unsupported."""
+    try:
+        from iree.turbine import aot
+    except ModuleNotFoundError as error:
+        raise Unsupported(f"import=torch needs {error.name}: pip install iree-turbine==3.9.0") from error
+    except Exception as error:  # it does not follow every release of torch
+        raise Unsupported(f"iree-turbine cannot be imported: {error}") from error
+
+    def lower(program: Any) -> str:
+        try:
+            return str(aot.export(program).mlir_module)
+        except Exception as error:  # an operator or a type that it does not know
+            raise Unsupported(f"iree-turbine refuses the torch.export graph: {error}") from error
+
+    return lower
+
+
+def lower_import(config: DecoderConfig, shapes: Shapes, dtype: str) -> tuple[list[str], str]:
+    """Return the prefills, in the order of the prompts, and the decode step; raises Unsupported."""
+    lower = find_importer()
+    from backends.torch_program import export_decode, export_prefill
+
+    prefills = [lower(export_prefill(config, shapes, dtype, length)) for length in shapes.prompts]
+    return prefills, lower(export_decode(config, shapes, dtype))
+
+
+def describe_import(config: DecoderConfig, shapes: Shapes) -> Interface:
+    """Describe programs that take and return what those of `torch_program` do.
+
+    They write the cache where it lies, and give logits, token and position in new buffers.
+    """
+    cos, sin = rope_tables(config, shapes.capacity)
+    tables = [np.concatenate(halves, axis=-1)[:, None] for halves in ((cos, cos), (-sin, sin))]
+    cache = (shapes.batch, config.kv_heads, shapes.capacity, config.head_dim)
+    start = np.zeros(1, np.int64)
+    return Interface("main$async", tables, start, cache, prefill_from=3, decode_from=1, returned=3)
