@@ -23,10 +23,10 @@ pytest.importorskip("jax")
 compiler = pytest.importorskip("iree.compiler")
 pytest.importorskip("iree.runtime")
 
-from backends.iree_compile import CACHE, run_compiler  # noqa: E402 (iree may be missing)
-from backends.iree_engine import IreeEngine  # noqa: E402
-from backends.iree_import import lower_import  # noqa: E402
-from backends.iree_ops import lower_definition  # noqa: E402
+from backends.iree.compiler import CACHE, run_compiler  # noqa: E402 (iree may be missing)
+from backends.iree.engine import IreeEngine  # noqa: E402
+from backends.iree.imported import lower_import  # noqa: E402
+from backends.iree.ops import lower_definition  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)

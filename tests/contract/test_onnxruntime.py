@@ -25,9 +25,9 @@ from tests.contract.reference import FAMILIES, reference_logits
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from backends.onnx_devices import Gpu, GpuBuffer, HostBuffer  # noqa: E402 (the runtime may be missing)
-from backends.onnx_engine import OnnxEngine, Programs  # noqa: E402
-from backends.onnx_export import ATTENTIONS, export  # noqa: E402
+from backends.onnxruntime.devices import Gpu, GpuBuffer, HostBuffer  # noqa: E402 (the runtime may be missing)
+from backends.onnxruntime.engine import OnnxEngine, Programs  # noqa: E402
+from backends.onnxruntime.export import ATTENTIONS, export  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
@@ -295,7 +295,7 @@ def test_a_missing_package_is_a_reason_not_an_error(package: str, monkeypatch: p
 
 
 def test_a_model_is_written_without_the_runtime() -> None:
-    code = "import sys, backends.onnx_export; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, backends.onnxruntime.export; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 

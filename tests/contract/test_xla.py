@@ -18,7 +18,7 @@ from models.checkpoint import Weights
 
 jax = pytest.importorskip("jax")
 
-from backends.xla_engine import XlaEngine  # noqa: E402 (jax may be missing)
+from backends.xla.engine import XlaEngine  # noqa: E402 (jax may be missing)
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)

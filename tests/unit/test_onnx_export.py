@@ -10,7 +10,7 @@ from models.layout import fused_layout
 
 onnx = pytest.importorskip("onnx")
 
-from backends.onnx_export import ATTENTIONS, export  # noqa: E402 (onnx may be missing)
+from backends.onnxruntime.export import ATTENTIONS, export  # noqa: E402 (onnx may be missing)
 
 SHAPES = Shapes(batch=3, prompts=(4, 8), capacity=24)
 TINY = PRESETS["tiny"]

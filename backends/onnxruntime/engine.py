@@ -10,7 +10,7 @@ from ml_dtypes import bfloat16
 from onnxruntime import InferenceSession, IOBinding, RunOptions
 
 from backends.contract import Artefact
-from backends.onnx_devices import Buffer, HostBuffer, open_device
+from backends.onnxruntime.devices import Buffer, HostBuffer, open_device
 from models.checkpoint import Weights
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,7 @@ DTYPES: dict[str, npt.DTypeLike] = {
 
 @dataclass(frozen=True)
 class Programs:
-    """The models of an engine, serialised, with the inputs and outputs that `onnx_export` describes."""
+    """The models of an engine, serialised, with the inputs and outputs that `export` describes."""
 
     decode: bytes
     prefills: Mapping[int, bytes]

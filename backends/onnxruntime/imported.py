@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.contract import Shapes, Unsupported
-from backends.onnx_engine import Programs
-from backends.onnx_graph import OPSET
+from backends.onnxruntime.engine import Programs
+from backends.onnxruntime.graph import OPSET
 from models.config import DecoderConfig
 from models.layout import fused_layout
 

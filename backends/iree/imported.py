@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from backends.contract import Shapes, Unsupported
-from backends.iree_engine import Interface
+from backends.iree.engine import Interface
 from models.config import DecoderConfig
 from models.rope import rope_tables
 

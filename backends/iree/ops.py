@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from backends.contract import Shapes
-from backends.iree_engine import Interface
+from backends.iree.engine import Interface
 from backends.jax_ops import Decode, JaxOps, Layout, Prefill, Rope, State, prefill_step, product
 from models.config import DecoderConfig
 from models.decoder import forward

@@ -49,8 +49,8 @@ class OnnxRuntime:
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Write the model; raises Unsupported for what the device has no kernels for."""
-        from backends.onnx_engine import Programs
-        from backends.onnx_export import export
+        from backends.onnxruntime.engine import Programs
+        from backends.onnxruntime.export import export
         from models.rope import rope_tables
 
         if target.device == "cpu" and target.dtype == "float16":
@@ -69,7 +69,7 @@ class OnnxRuntime:
     def _import(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
-        from backends.onnx_import import import_programs
+        from backends.onnxruntime.imported import import_programs
 
         if "attention" in options:
             raise Unsupported("import=torch brings its own attention: leave out attention=")
@@ -78,7 +78,7 @@ class OnnxRuntime:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Open the sessions with the weights and bind every buffer; raises Unsupported."""
-        from backends.onnx_engine import OnnxEngine
+        from backends.onnxruntime.engine import OnnxEngine
 
         return OnnxEngine(artefact, weights)
 

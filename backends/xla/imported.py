@@ -10,7 +10,7 @@ from jax import Array
 
 from backends.contract import Shapes, Unsupported
 from backends.jax_ops import Layout, State
-from backends.xla_engine import Lowering, Tensors
+from backends.xla.engine import Lowering, Tensors
 from models.config import DecoderConfig
 from models.layout import fused_layout
 from models.rope import rope_tables

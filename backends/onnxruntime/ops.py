@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from backends.contract import Shapes
-from backends.onnx_graph import CONTRIB, Graph
+from backends.onnxruntime.graph import CONTRIB, Graph
 from models.config import DecoderConfig
 
 ELEMENT_TYPES: dict[str, int] = {

@@ -8,8 +8,8 @@ the next is an output called `next.` and the input's name. It holds no weight, a
 from onnx import ModelProto, TensorProto
 
 from backends.contract import Shapes
-from backends.onnx_graph import Graph
-from backends.onnx_ops import GroupQueryOps, OnnxOps, StandardOps
+from backends.onnxruntime.graph import Graph
+from backends.onnxruntime.ops import GroupQueryOps, OnnxOps, StandardOps
 from models.config import DecoderConfig
 from models.decoder import forward
 from models.layout import fused_layout

@@ -13,7 +13,7 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from backends.iree_engine import Programs
+    from backends.iree.engine import Programs
 
 INSTALL = "pip install iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 'jax>=0.10'"
 PACKAGES = ("iree-base-compiler", "iree-base-runtime", "jax")
@@ -125,7 +125,7 @@ class Iree:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
-        from backends.iree_engine import IreeEngine
+        from backends.iree.engine import IreeEngine
 
         return IreeEngine(artefact, weights)
 
@@ -152,10 +152,10 @@ def has_gpu() -> bool:
 def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan) -> Programs:
     """Lower the model by JAX or by iree-turbine, and compile it; raises Unsupported."""
     prepare()
-    from backends.iree_compile import compile_all
-    from backends.iree_engine import Programs
-    from backends.iree_import import describe_import, lower_import
-    from backends.iree_ops import describe_definition, lower_definition
+    from backends.iree.compiler import compile_all
+    from backends.iree.engine import Programs
+    from backends.iree.imported import describe_import, lower_import
+    from backends.iree.ops import describe_definition, lower_definition
 
     lower, describe = (
         (lower_import, describe_import) if plan.imported else (lower_definition, describe_definition)

@@ -12,7 +12,7 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from backends.xla_engine import Lowering
+    from backends.xla.engine import Lowering
 
 INSTALL = "pip install 'jax>=0.10', or 'jax[cuda13]>=0.10' for a GPU"
 ATTENTIONS = ("auto", "products", "cudnn", "pallas")
@@ -53,8 +53,8 @@ class Xla:
     ) -> Artefact:
         """Compile everything; raises Unsupported where a kernel asked for does not take the model."""
         prepare()
-        from backends.xla_engine import compile_programs
-        from backends.xla_import import trace_import
+        from backends.xla.engine import compile_programs
+        from backends.xla.imported import trace_import
 
         if options.get("import") == "torch":
             if "attention" in options:
@@ -71,7 +71,7 @@ class Xla:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
-        from backends.xla_engine import XlaEngine
+        from backends.xla.engine import XlaEngine
 
         return XlaEngine(artefact, weights)
 
@@ -98,7 +98,7 @@ def choose_attention(asked: str, target: Target) -> str:
 
 def trace(config: DecoderConfig, shapes: Shapes, attention: str) -> Lowering:
     """Lower the definition with this attention."""
-    from backends.xla_attention import OPS
-    from backends.xla_engine import trace_definition
+    from backends.xla.attention import OPS
+    from backends.xla.engine import trace_definition
 
     return trace_definition(config, shapes, *OPS[attention])
