@@ -233,7 +233,8 @@ def test_a_worker_killed_at_any_moment_is_a_crash_or_done(worker, seed):
     )
     assert outcome.ok or "killed by SIGKILL" in outcome.reason
     timed = [event["stage"] for event in worker.of("stage")].count("time")
-    assert len(worker.rows) in (timed - 1, timed)  # one row is lost at most
+    assert len(worker.rows) <= timed  # rows come once the engine has passed its second check
+    assert not outcome.ok or len(worker.rows) == timed == 3
     assert all(len(row["samples_s"]) >= 10 for row in worker.rows.values())
 
 
@@ -248,7 +249,7 @@ def gone(pid):
 
 def test_a_timeout_takes_what_the_worker_started_along(worker, tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_FILE", str(tmp_path / "pids"))
-    assert worker.run(fault="hang-with-child").status == "timeout"
+    assert worker.run(limits=SHORT, fault="hang-with-child").status == "timeout"
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
     assert all(gone(pid) for pid in pids)
