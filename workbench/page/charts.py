@@ -1,6 +1,6 @@
 """The drawings as Vega-Lite: what is drawn where. Data come by name, colours from the page's style sheet.
 
-Numbers are SI; axes write them with a prefix (`2.5ms`). Colours are CSS variables, so that the theme can
+Numbers are SI; axes write them with a prefix (`2.5 ms`). Colours are CSS variables, so that the theme can
 change without drawing anew.
 """
 
@@ -15,7 +15,9 @@ TIP: Json = {"content": "data"}
 
 def axis(unit: str, title: str | None = None, **more: Any) -> Json:
     """Write an axis' numbers with SI prefixes."""
-    return {"title": title, "labelExpr": f"format(datum.value, '.3~s') + '{unit}'", **more}
+    plain = "format(datum.value, '.3~s')"
+    spaced = f"replace({plain}, regexp('([^0-9.]?)$'), ' $1') + '{unit}'"
+    return {"title": title, "labelExpr": spaced if unit else plain, **more}
 
 
 def number(field: str, **more: Any) -> Json:
@@ -30,14 +32,12 @@ def logarithmic(channel: str, field: str, unit: str, title: str) -> Json:
     shown = f"{decades} > 3 ? {first} == 1 : {decades} > 0.8 ? indexof([1, 2, 5], {first}) >= 0 : true"
     scale = {"type": "log", "nice": False, "padding": 14}
     marks = axis(unit, title, labelOverlap="greedy", gridOpacity={"condition": {"test": shown, "value": 1}, "value": 0})
-    return number(field, scale=scale, axis={**marks, "labelExpr": f"{shown} ? {marks['labelExpr']} : ''", "ticks": False})
+    return number(field, scale=scale, axis={**marks, "labelExpr": f"({shown}) ? {marks['labelExpr']} : ''", "ticks": False})
 
 
 def layers(height: int | Json, *marks: Json, **more: Any) -> Json:
-    """Draw marks above one another, as wide as the page lets them be."""
-    chart = {"width": "container", "height": height, "data": {"name": "rows"}, "layer": list(marks), **more}
-    grows = not isinstance(height, int)  # by a step for each backend
-    return chart | ({"autosize": {"type": "fit-x", "contains": "padding"}} if grows else {})
+    """Draw marks above one another, as wide as the page lets them be; the page's script counts steps."""
+    return {"width": "container", "height": height, "data": {"name": "rows"}, "layer": list(marks), **more}
 
 
 def mark(kind: str, _data: str | None = None, _encoding: Json | None = None, **more: Any) -> Json:
@@ -89,7 +89,7 @@ def roofline() -> Json:
     roof = {"y": logarithmic("y", "roof_median", "FLOP/s", "operations a second"), "detail": {"field": "roof"}}
     band = {"y": number("roof_low"), "y2": {"field": "roof_high"}, "detail": {"field": "roof"}}
     end = {"y": number("roof_median"), "text": {"field": "label"}}
-    shape = {"field": "phase", "type": "nominal", "legend": {"title": None, "orient": "top", "symbolStrokeColor": MUTED},
+    shape = {"field": "phase", "type": "nominal", "legend": {"title": None, "orient": "top", "symbolStrokeColor": MUTED, "symbolFillColor": MUTED},
              "scale": {"domain": ["prefill", "decode"], "range": ["triangle-up", "circle"]}}  # fmt: skip
     return layers(
         300,
@@ -162,23 +162,23 @@ def distribution() -> Json:
 
 
 def clocks() -> Json:
-    """Draw how far a clock ranged in each process, its median, and those of the process' halves."""
+    """Draw how far each clock ranged in each process, and its medians in the earlier and the later half."""
+    colour = {
+        "field": "clock",
+        "type": "nominal",
+        "legend": {"title": None, "orient": "top"},
+        "scale": {"domain": ["SM", "memory"], "range": ["var(--backend-0)", "var(--backend-1)"]},
+    }
     y = number("mhz", scale={"zero": False}, axis={"title": "MHz"})
+    x = number("process", scale={"zero": False, "padding": 30}, axis={"tickMinStep": 1, "format": "d", "grid": False})
     return layers(
-        200,
-        mark("rule", _encoding={"y": number("low"), "y2": {"field": "high"}}, color=MUTED, strokeWidth=1.5),
-        mark("line", "halves", {"y": y, "detail": {"field": "line"}, "color": {"field": "clock", "type": "nominal", **CLOCK}},
-             strokeWidth=2),
-        mark("point", "halves", {"y": y, "color": {"field": "clock", "type": "nominal", **CLOCK}}, filled=True, size=45,
-             opacity=1, tooltip=TIP),
-        encoding={"x": {"field": "moment", "type": "nominal", "sort": None, "axis": {"title": None, "labelAngle": 0}}},
+        220,
+        mark("rule", _encoding={"y": number("low"), "y2": {"field": "high"}}, strokeWidth=1.5, opacity=0.5, tooltip=TIP),
+        mark("line", "halves", {"y": y, "detail": {"field": "line"}}, strokeWidth=2),
+        mark("point", "halves", {"y": y}, filled=True, size=45, opacity=1, tooltip=TIP),
+        encoding={"x": x, "color": colour},
     )  # fmt: skip
 
-
-CLOCK: Json = {
-    "legend": {"title": None, "orient": "top"},
-    "scale": {"domain": ["SM", "memory"], "range": ["var(--backend-0)", "var(--backend-1)"]},
-}
 
 CHARTS = {
     chart.__name__: chart for chart in (times, pareto, roofline, break_even, kernels, order, distribution, clocks)

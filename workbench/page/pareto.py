@@ -36,7 +36,7 @@ def find_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def _card(rows: Sequence[Row]) -> Card:
     first = rows[0].record
     several = len({row.record.batch for row in rows}) > 1
-    drawn = [{**_drawn(row), "label": f"b{row.record.batch}" if several else row.record.name} for row in rows]
+    drawn = [{**_drawn(row), "label": f"b{row.record.batch}" if several else ""} for row in rows]
     fronts = find_front([(each["time"], each["rate"]) for each in drawn])
     drawn = [{**each, "front": on, "front_text": "yes" if on else "no"} for each, on in zip(drawn, fronts, strict=True)]
     best = [each for each in drawn if each["front"]]

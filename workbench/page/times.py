@@ -8,7 +8,7 @@ from workbench.report import room, title, verdict
 
 COLUMNS = {"backend": "backend", "time_text": "time, 95 % interval", "limit_text": "share of the limit"}
 
-LABEL_ROOM = 1.25
+LABEL_ROOM = 1.35
 """How far the axis goes on beyond an interval, as a factor, for the label beside it."""
 
 

@@ -2,6 +2,9 @@ const { charts, cards, samples } = JSON.parse(document.getElementById("data").te
 const table = document.getElementById("table");
 const filters = document.getElementById("filters");
 const views = new Map(); // what each figure shows now
+const ORDER = { process: "process", at: "sample", time: "seconds" };
+const DISTRIBUTION = { process: "process", share: "share of the samples", time: "seconds, at most" };
+const CLOCKS = { process: "process", clock: "clock", low: "least MHz", median: "median MHz", high: "greatest MHz", earlier: "earlier half's median", later: "later half's" };
 let visible = new Set();
 let turn = 0; // how often the page was filtered
 
@@ -27,7 +30,9 @@ async function draw(figure, card) {
   tabulate(figure.querySelector(".scroll"), card.columns, card.data.rows);
   const tooltip = (_, event, __, datum) => point(event, datum, card.columns);
   const place = figure.querySelector(".drawing");
-  const spec = { ...charts[card.chart], datasets: card.data };
+  const chart = charts[card.chart];
+  const lines = new Set(card.data.rows.map((row) => row.backend)).size;
+  const spec = { ...chart, height: chart.height.step * lines || chart.height, datasets: card.data };
   const drawn = await vegaEmbed(place, spec, { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, logLevel: 1, config, tooltip });
   views.get(figure)?.finalize();
   views.set(figure, drawn);
@@ -126,10 +131,10 @@ function drawSamples() {
     run.samples.forEach((time, place) => inOrder.push({ process, at: run.at?.[place] ?? place, time }));
     run.quantiles.forEach((time, place) => shares.push({ process, time, share: place / (run.quantiles.length - 1) }));
   });
-  show("order", { process: "process", at: "sample", time: "seconds" }, { rows: inOrder });
-  show("distribution", { process: "process", share: "share of the samples", time: "seconds, at most" }, { rows: shares });
+  show("order", ORDER, { rows: inOrder });
+  show("distribution", DISTRIBUTION, { rows: shares });
   const [ranges, halves] = clocksOf(chosen);
-  if (ranges.length) show("clocks", { moment: "process", clock: "clock", low: "least MHz", median: "median MHz", high: "greatest MHz" }, { rows: ranges, halves });
+  if (ranges.length) show("clocks", CLOCKS, { rows: ranges, halves });
 }
 
 function describe(chosen) {
@@ -144,10 +149,10 @@ function clocksOf(chosen) {
     for (const [name, clock] of [["sm_mhz", "SM"], ["memory_mhz", "memory"]]) {
       const seen = run.clocks?.[name];
       if (!seen) continue;
-      const line = `${clock} ${index}`;
-      const range = { clock, low: seen.low, median: seen.median, high: seen.high };
-      ranges.push({ ...range, moment: `process ${index + 1}` });
-      (seen.halves ?? [seen.median, seen.median]).forEach((mhz, half) => halves.push({ ...range, mhz, line, moment: `${index + 1} ${half ? "later" : "earlier"}` }));
+      const [earlier, later] = seen.halves ?? [seen.median, seen.median];
+      const range = { process: index + 1, clock, earlier, later, ...seen, line: `${clock} ${index}` };
+      ranges.push(range);
+      halves.push({ ...range, process: index + 0.85, mhz: earlier }, { ...range, process: index + 1.15, mhz: later });
     }
   });
   return [ranges, halves];
