@@ -142,7 +142,7 @@ def report(
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="Where to; - for stdout. Default: report.html, report.parquet; md and csv to stdout."),
+        typer.Option(help="A file, or - for stdout. Default: report.html, report.parquet; else stdout."),
     ] = None,
     format: Annotated[
         ReportFormat, typer.Option(help="A page for a browser, Markdown, or a table for notebooks.")

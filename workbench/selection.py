@@ -58,7 +58,7 @@ def identity(record: Record) -> str:
 
 
 def find_newest(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:
-    """Keep the newest record of each row, the later one of equal age; returns how many older ones there are."""
+    """Keep the newest record of each row, the later one of equal age; returns how many are older."""
     newest: dict[str, Record] = {}
     older: dict[str, int] = {}
     for record in records:
@@ -83,8 +83,8 @@ def check_baseline(records: Sequence[Record], name: str | None) -> None:
         for base in bases:
             if difference(dataclasses.replace(base, protocol=record.protocol), record) is None:
                 raise UserError(
-                    f"{record.name} cannot be compared with {name} at {short_title(record)}: they were measured "
-                    f"under protocols that differ in {_unlike(base, record)}; name files of one protocol, or "
+                    f"{record.name} cannot be compared with {name} at {short_title(record)}: measured under "
+                    f"protocols that differ in {_unlike(base, record)}; name files of one protocol, or "
                     "leave --baseline away to see each by itself"
                 )
 

@@ -114,7 +114,7 @@ class Store:
 
 
 def read_strictly(path: Path) -> list[Record]:
-    """Read a file that may not be ours, and change nothing; raises StoreError at the first line that is no row."""
+    """Read a file that may not be ours and change nothing; raises StoreError at a line that is no row."""
     rows, broken = _parse(path)
     if broken:
         number, _, why = broken[0]

@@ -89,7 +89,7 @@ def tokens_a_call(record: Record) -> int:
 def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
     drawn = [_drawn(row, base) for row in rows]
     said = ", ".join(f"{each['backend']} {each['cold_even']}" for each in drawn if "cold_even" in each)
-    reached = [each["high"] for each in drawn if each.get("high")] + [each["even"] for each in drawn if each.get("even")]
+    reached = [each[name] for each in drawn for name in ("even", "high") if each.get(name)]
     furthest = BEYOND * max(reached, default=DEFAULT_REACH)
     lines = [point for row in rows for point in _line(row, furthest)]
     first = section.first

@@ -6,7 +6,10 @@ from workbench.record import Record
 from workbench.report import held_equal, notes
 from workbench.selection import Setting
 
-HEADINGS = ("backend", "definition", "provenance", "versions", "driver", "card", "workbench", "call", "measured")
+HEADINGS = (
+    *("backend", "definition", "provenance", "versions"),
+    *("driver", "card", "workbench", "call", "measured"),
+)
 
 
 @dataclass(frozen=True)

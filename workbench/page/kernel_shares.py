@@ -28,7 +28,8 @@ def kernel_cards(sections: Sequence[Section]) -> list[Card]:
 
 def _card(section: Section) -> Card:
     first = section.first
-    drawn = [share for row in section.rows if row.record.kernels for share in _shares(row, row.record.kernels)]
+    traced = [(row, row.record.kernels) for row in section.rows if row.record.kernels]
+    drawn = [share for row, kernels in traced for share in _shares(row, kernels)]
     said = ", ".join(f"{each['backend']} {each['origin']} {each['share_text']}" for each in drawn)
     return Card(
         chart="kernels",

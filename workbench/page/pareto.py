@@ -38,15 +38,16 @@ def _card(rows: Sequence[Row]) -> Card:
     several = len({row.record.batch for row in rows}) > 1
     drawn = [{**_drawn(row), "label": f"b{row.record.batch}" if several else ""} for row in rows]
     fronts = find_front([(each["time"], each["rate"]) for each in drawn])
-    drawn = [{**each, "front": on, "front_text": "yes" if on else "no"} for each, on in zip(drawn, fronts, strict=True)]
+    for each, on in zip(drawn, fronts, strict=True):
+        each |= {"front": on, "front_text": "yes" if on else "no"}
     best = [each for each in drawn if each["front"]]
     said = ", ".join(f"{each['backend']} at batch {each['batch']}" for each in best)
     prefill = first.phase == "prefill"
     return Card(
         chart="pareto",
-        title=f"prefill of {first.prompt} tokens a sequence" if prefill else f"decode at context {first.context}",
+        title=f"prefill, {first.prompt} tokens a sequence" if prefill else f"decode, context {first.context}",
         subtitle=f"{first.model}, {first.dtype}, {device_name(first)}",
-        text=f"Tokens a second over the time of one {'prefill' if prefill else 'step'}. On the front: {said}.",
+        text=f"Tokens a second over the time of one call. On the front, by medians: {said}.",
         rows=sorted(drawn, key=lambda each: (each["backend"], each["batch"])),
         columns=COLUMNS,
         more={"front": sorted(best, key=lambda each: float(each["time"]))},

@@ -29,8 +29,7 @@ def render(settings: Sequence[Setting], progress: Progress) -> bytes:
     sections = number_rows(settings)
     progress.say("writing the page")
     page = environment().get_template("page.html")
-    charts = {name: chart() for name, chart in CHARTS.items()}
-    return page.render(**contents(settings, sections), charts=charts, library=library()).encode()
+    return page.render(**contents(settings, sections), charts=CHARTS, library=library()).encode()
 
 
 def contents(settings: Sequence[Setting], sections: Sequence[Section]) -> Json:

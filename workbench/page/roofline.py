@@ -26,6 +26,7 @@ COLUMNS = {
     "limit_text": "share of the limit",
 }
 ENDS = ("low", "median", "high")
+CACHED = "rows without a share of the limit fit in cache: the bandwidth of the memory does not bind them"
 MARGIN = 4.0
 """How far a roof goes on beyond the rows and its ridge, as a factor."""
 
@@ -39,10 +40,13 @@ def roofline_cards(sections: Sequence[Section]) -> list[Card]:
 
 
 def work_of(record: Record) -> Work | None:
-    """Count the least work of a record's row; None where its model's shapes are not known.
+    """Return the least work of a record's row; None where neither it nor the model's shapes are known.
 
-    A preset's name may be that of somebody's folder too, so its weights must take the bytes recorded.
+    Records before schema 3 lack it. A preset's name may be that of somebody's folder too, so its weights
+    must take the bytes recorded.
     """
+    if record.least_work:
+        return Work(**record.least_work)
     config = PRESETS.get(record.model)
     if config is None or record.peak_bytes.get("weights") != weight_bytes(config, record.dtype):
         return None
@@ -54,15 +58,10 @@ def _card(rows: Sequence[Row]) -> Card:
     first = rows[0].record
     works = [(row, work_of(row.record)) for row in rows]
     drawn = [_drawn(row, work) for row, work in works if work]
-    missing = [row.record.name for row, work in works if not work]
     roofs = _roofs(rows, [each["intensity"] for each in drawn])
-    notes = [f"not drawn, for the shapes of {first.model} are not in the record: {', '.join(missing)}"] if missing else []
-    if not roofs:
-        notes.append("no ceilings were measured")
-    if drawn and any(row.record.limit_share is None for row in rows):
-        notes.append("rows without a share of the limit fit in cache, so the bandwidth of the memory does not bind them")
+    labels = [roof for roof in roofs if "label" in roof]
     said = ", ".join(f"{each['backend']} {each['workload']} {each['rate_text']}" for each in drawn)
-    ceilings = "; ".join(roof["label"] for roof in roofs if "label" in roof)
+    ceilings = "; ".join(label["label"] for label in labels)
     return Card(
         chart="roofline",
         title=f"{first.model}, {first.dtype}",
@@ -70,9 +69,20 @@ def _card(rows: Sequence[Row]) -> Card:
         text=f"Ceilings: {ceilings or 'none'}. Rows: {said}.",
         rows=drawn,
         columns=COLUMNS,
-        more={"roofs": roofs, "labels": [roof for roof in roofs if "label" in roof]},
-        notes=notes,
+        members=[row.number for row in rows],
+        more={"roofs": roofs, "labels": labels},
+        notes=_notes(works, bool(roofs)),
     )
+
+
+def _notes(works: Sequence[tuple[Row, Work | None]], roofed: bool) -> list[str]:
+    """Say which rows are not drawn, and what binds no row."""
+    unknown = [f"{row.record.name} {short_title(row.record)}" for row, work in works if not work]
+    notes = [f"not drawn, for the model's shapes are unknown: {', '.join(unknown)}"] if unknown else []
+    if not roofed:
+        return [*notes, "no ceilings were measured"]
+    cached = any(row.record.limit_share is None for row, _ in works)
+    return [*notes, *([CACHED] if cached else [])]
 
 
 def _drawn(row: Row, work: Work) -> Json:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
+from workbench.page.charts import BACKENDS
 from workbench.ratios import Ratio, workload_of
 from workbench.record import Record
 from workbench.report import cells, short_title
 from workbench.selection import Setting
 
-COLOURS = 10
-"""Colours that the style sheet has for backends; later ones take them again, names stand beside them."""
 FILTERS = ("device", "model", "phase", "batch", "dtype")
 
 
@@ -113,9 +113,9 @@ class Section:
 
 
 def number_rows(settings: Sequence[Setting]) -> list[Section]:
-    """Number all rows, give each backend its colour, and cut the settings into workloads."""
+    """Give each row its number and each backend its colour, and cut the settings into workloads."""
     names = dict.fromkeys(record.name for setting in settings for record in setting.report.records)
-    colours = {name: f"var(--backend-{index % COLOURS})" for index, name in enumerate(names)}
+    colours = dict(zip(names, cycle(BACKENDS), strict=False))  # names stand beside those that come again
     sections: list[Section] = []
     number = 0
     for setting in settings:

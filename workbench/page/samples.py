@@ -40,9 +40,10 @@ def row_samples(row: Row, most: int | None) -> Json:
 
 def _process(run: ProcessRun, most: int | None) -> Json:
     kept = thin(run.samples_s, most or len(run.samples_s))
+    quantiles = np.quantile(run.samples_s, np.linspace(0, 1, QUANTILES))
     found: Json = {
         "samples": [rounded(run.samples_s[index]) for index in kept],
-        "quantiles": [rounded(each) for each in np.quantile(run.samples_s, np.linspace(0, 1, QUANTILES)).tolist()],
+        "quantiles": [rounded(each) for each in quantiles.tolist()],
         "count": len(run.samples_s),
     }
     if len(kept) < len(run.samples_s):

@@ -1,5 +1,7 @@
 """Times of each workload with their intervals, and who wins."""
 
+from collections.abc import Sequence
+
 from workbench import units
 from workbench.job import Json
 from workbench.page.cards import Card, time_text
@@ -12,7 +14,7 @@ LABEL_ROOM = 1.35
 """How far the axis goes on beyond an interval, as a factor, for the label beside it."""
 
 
-def time_cards(sections: list[Section]) -> list[Card]:
+def time_cards(sections: Sequence[Section]) -> list[Card]:
     """Draw each workload's times; the rows without one are in the table and in the card's notes."""
     return [_card(section) for section in sections]
 
