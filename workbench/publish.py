@@ -106,7 +106,7 @@ def markdown(settings: Sequence[Setting]) -> str:
         row = setting.first
         parts += [f"### {row.model}, {row.dtype}, {row.gpu.get('name')}", report.markdown(setting.report)]
         if any(setting.older):
-            parts.append(f"{sum(setting.older)} older records of these rows are not shown.")
+            parts.append(f"Older records of these rows, not shown: {sum(setting.older)}")
     return "\n\n".join(parts) + "\n"
 
 

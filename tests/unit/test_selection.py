@@ -1,5 +1,7 @@
 """Which records a report shows, and that nothing is compared that may not be."""
 
+from typing import Any
+
 import pytest
 
 from models.errors import UserError
@@ -25,16 +27,15 @@ def test_later_line_of_equal_age_is_the_newer() -> None:
 @pytest.mark.parametrize(
     "change", [{"versions": {"torch": "2.13"}}, {"workbench": "0+new"}, {"gpu": H200 | {"uuid": "GPU-b"}}]
 )
-def test_row_measured_again_with_other_versions_or_card_is_the_same_row(change: dict[str, object]) -> None:
-    rows = [record(created=OLD, gpu=H200), record(created=NEW, gpu=H200, run="new")]
-    rows[1] = record(**({"created": NEW, "gpu": H200, "run": "new"} | change))  # type: ignore[arg-type]
-    (setting,) = select(rows)
+def test_row_measured_again_with_other_versions_or_card_is_the_same_row(change: dict[str, Any]) -> None:
+    again = {"created": NEW, "gpu": H200, "run": "new"} | change
+    (setting,) = select([record(created=OLD, gpu=H200), record(**again)])
     assert [row.run for row in setting.report.records] == ["new"]
 
 
 @pytest.mark.parametrize("change", [{"batch": 8}, {"options": {"mode": "default"}}, {"context": 256}])
-def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict[str, object]) -> None:
-    (setting,) = select([record(), record(**change)])  # type: ignore[arg-type]
+def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict[str, Any]) -> None:
+    (setting,) = select([record(), record(**change)])
     assert len(setting.report.records) == 2
     assert setting.older == (0, 0)
 
@@ -49,7 +50,7 @@ def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict
         {"protocol": {"gate": 2, "processes": 2}},
     ],
 )
-def test_what_may_not_be_compared_is_a_setting_of_its_own(change: dict[str, object]) -> None:
+def test_what_may_not_be_compared_is_a_setting_of_its_own(change: dict[str, Any]) -> None:
     settings = select([record("eager", (1.0, 1.0)), record("compile", (0.5, 0.5), **change)])
     assert len(settings) == 2
     assert {ratio.to for setting in settings for ratio in setting.report.ratios if ratio} == {

@@ -1,5 +1,7 @@
 """What the drawings of a page say: front, roofline, times, kernels."""
 
+from typing import Any
+
 import pytest
 
 from models.config import PRESETS
@@ -70,10 +72,8 @@ def test_work_of_an_older_record_is_counted_from_its_preset() -> None:
 
 
 @pytest.mark.parametrize("change", [{"model": "my-folder"}, {"peak_bytes": {"weights": 5}}])
-def test_work_of_an_older_record_of_another_model_is_unknown_and_said_to_be(
-    change: dict[str, object],
-) -> None:
-    row = record(**change)  # type: ignore[arg-type]
+def test_work_of_an_older_record_of_another_model_is_unknown_and_said_to_be(change: dict[str, Any]) -> None:
+    row = record(**change)
     assert work_of(row) is None
     (card,) = roofline_cards(sections_of(row))
     assert card.rows == []
@@ -112,7 +112,9 @@ def test_times_name_rows_without_one_and_the_least_time() -> None:
 
 def test_kernel_shares_are_drawn_of_rows_that_were_traced() -> None:
     assert kernel_cards(sections_of(record())) == []
-    (card,) = kernel_cards(sections_of(record(device="cuda:0", kernels=KERNELS), record("b", device="cuda:0")))
+    (card,) = kernel_cards(
+        sections_of(record(device="cuda:0", kernels=KERNELS), record("b", device="cuda:0"))
+    )
     assert [(row["origin"], row["share"]) for row in card.rows] == [
         ("vendor", 0.25),
         ("framework", 0.0),

@@ -88,7 +88,11 @@ def test_thinning_keeps_the_least_and_the_greatest_of_each_stretch() -> None:
 
 
 def test_clocks_come_with_the_samples_where_the_record_has_them() -> None:
-    clocks = {"sm_mhz": {"low": 1, "median": 2, "high": 3, "halves": [2, 2]}, "memory_mhz": None, "samples": 3}
+    clocks = {
+        "sm_mhz": {"low": 1, "median": 2, "high": 3, "halves": [2, 2]},
+        "memory_mhz": None,
+        "samples": 3,
+    }
     run = ProcessRun((1.0, 1.0), (), clocks)
     (section,) = sections_of(record(processes=(run, ProcessRun((1.0,)))))
     seen, unseen = row_samples(section.rows[0], None)["processes"]
