@@ -8,12 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from models.errors import UserError
-from workbench import report
+from workbench import report, units
 from workbench.progress import Progress
-from workbench.ratios import workload_of
 from workbench.record import Record
 from workbench.report import Report
-from workbench.selection import Setting, select
+from workbench.selection import Setting, count_workloads, select
 from workbench.store import read_strictly, write_atomically
 
 STDOUT = "-"
@@ -23,7 +22,7 @@ NEEDS = {"html": ("jinja2", "vl_convert"), "parquet": ("pyarrow",)}
 DISTRIBUTIONS = {"vl_convert": "vl-convert-python"}
 """The names they are installed by, where those differ."""
 GUESS_S = 0.05
-"""Seconds that the ratios of one row take, before the first is known."""
+"""Seconds that the ratios of one workload take, before the first is known."""
 
 
 def publish(places: Sequence[Path], form: str, out: str | None, baseline: str | None) -> None:
@@ -33,7 +32,7 @@ def publish(places: Sequence[Path], form: str, out: str | None, baseline: str | 
     with Progress(Console(stderr=True)) as progress:
         progress.say("reading records")
         records = read_records(places)
-        progress.expect(len({workload_of(record) for record in records}), GUESS_S)
+        progress.expect(count_workloads(records), GUESS_S)
         progress.say("comparing rows")
         settings = select(records, baseline, progress.advance)
         content = write(settings, form, progress)
@@ -41,6 +40,8 @@ def publish(places: Sequence[Path], form: str, out: str | None, baseline: str | 
         sys.stdout.write(content.decode())
     else:
         put(destination, content)
+        rows = sum(len(setting.older) for setting in settings)
+        print(f"{destination}: {rows} rows, {units.size(len(content))}", file=sys.stderr)
 
 
 def check_destination(out: str, form: str) -> Path | None:

@@ -51,6 +51,11 @@ def select(
     ]
 
 
+def count_workloads(records: Sequence[Record]) -> int:
+    """Count what `select` compares by itself."""
+    return len({(_setting_key(record), workload_of(record)) for record in records})
+
+
 def identity(record: Record) -> str:
     """Identify the work, the kind of device and the backend: a later record of the same replaces this one."""
     parts = {name: getattr(record, name) for name in WORK_FIELDS} | device_identity(record)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.records import rich_records, write_records
 
+ENTER = "\ue007"
+"""The key, as drivers are told of it."""
 SAMPLES = ("order", "distribution", "clocks")
 ROWS = "#table tbody tr"
 SHOWN = f"{ROWS}:not([hidden])"
@@ -197,7 +199,7 @@ def test_filters_narrow_rows_drawings_and_samples_and_show_all_resets_them(
 def test_headings_sort_by_number_with_the_keyboard_and_say_so(browser: Browser, page: str) -> None:
     visit(browser, page)
     headings = {heading.text.split()[0]: heading for heading in find(browser, "#table thead th")}
-    for name, key in (("time", "\ue007"), ("batch", " ")):
+    for name, key in (("time", ENTER), ("batch", " ")):
         heading = headings[name]
         for expected, descending in (("ascending", False), ("descending", True)):
             heading.find_element("css selector", "button").send_keys(key)
@@ -224,12 +226,12 @@ def test_samples_and_clocks_of_a_chosen_row_are_drawn_with_their_data(browser: B
     assert "30, 30 samples in 2 processes" in find(browser, "#samples-text")[0].text
     (heading,) = find(browser, "#clocks:not([hidden]) h3")
     assert heading.text == "Clocks"
-    find(browser, "#clocks summary")[0].click()
+    find(browser, "#clocks summary")[0].send_keys(ENTER)
     assert [row.text for row in find(browser, "#clocks tbody tr")][:2] == [
         "1 SM 1500 1900 1980 1950 1900",
         "1 memory 3201 3201 3201 3201 3201",
     ]
-    find(browser, "#order summary")[0].click()
+    find(browser, "#order summary")[0].send_keys(ENTER)
     assert len(find(browser, "#order tbody tr")) == 60
 
 

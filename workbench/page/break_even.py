@@ -5,7 +5,7 @@ n = (b - b0) / (t0 - t). Its interval is that of the time saved; a build is meas
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,11 @@ def break_even(more_build_s: float, saved_s: Interval, tokens: int) -> BreakEven
     return BreakEven(after(saved_s.value), after(saved_s.high), after(saved_s.low))
 
 
-def break_even_cards(sections: Sequence[Section]) -> list[Card]:
-    """Draw the cost over tokens of each workload that has a baseline and a build to compare."""
+def break_even_cards(sections: Sequence[Section], advance: Callable[[], None] = lambda: None) -> list[Card]:
+    """Draw the cost over tokens of each workload that has a baseline and a build to compare.
+
+    `advance` is called once a workload.
+    """
     cards = []
     for section in sections:
         base = next((row for row in section.rows if row.is_baseline), None)
@@ -72,6 +75,7 @@ def break_even_cards(sections: Sequence[Section]) -> list[Card]:
         if base in rows and len(rows) > 1:
             assert base is not None
             cards.append(_card(section, base, rows))
+        advance()
     return cards
 
 

@@ -1,6 +1,6 @@
 """Put the page together: one file with its data, its drawings and what draws them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,22 @@ from workbench.progress import Progress
 from workbench.selection import Setting
 
 ASSETS = Path(__file__).parent / "assets"
+GUESS_S = 0.05
+"""Seconds that the builds of one workload take to weigh, before the first is known."""
 
 
 def render(settings: Sequence[Setting], progress: Progress) -> bytes:
     """Write the page of these settings."""
     sections = number_rows(settings)
+    progress.expect(len(sections), GUESS_S)
+    progress.say("weighing builds")
+    shown = contents(settings, sections, progress.advance)
     progress.say("writing the page")
-    page = environment().get_template("page.html")
-    return page.render(**contents(settings, sections), charts=CHARTS, library=library()).encode()
+    return environment().get_template("page.html").render(**shown, charts=CHARTS, library=library()).encode()
 
 
-def contents(settings: Sequence[Setting], sections: Sequence[Section]) -> Json:
-    """Gather what the template shows, and the data that its script draws."""
+def contents(settings: Sequence[Setting], sections: Sequence[Section], advance: Callable[[], None]) -> Json:
+    """Gather what the template shows, and the data that its script draws; `advance` is called a section."""
     rows = [row for section in sections for row in section.rows]
     most = share_out(rows)
     return {
@@ -45,7 +49,7 @@ def contents(settings: Sequence[Setting], sections: Sequence[Section]) -> Json:
             "answers": time_cards(sections),
             "pareto": pareto_cards(sections),
             "roofline": roofline_cards(sections),
-            "build": break_even_cards(sections),
+            "build": break_even_cards(sections, advance),
             "kernels": kernel_cards(sections),
         },
         "samples": [row_samples(row, most) for row in rows if row.record.processes],

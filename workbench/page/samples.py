@@ -17,6 +17,8 @@ DRAWN = 30_000
 """Samples that one page draws at most, or nearly: beyond it each process has fewer."""
 LEAST = 40
 """Samples of a process that are drawn however many there are."""
+SEEN = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
+"""What of a process' conditions the page shows."""
 QUANTILES = 41
 """Points of a distribution's curve, from the least sample to the greatest."""
 
@@ -48,7 +50,7 @@ def _process(run: ProcessRun, most: int | None) -> Json:
     }
     if len(kept) < len(run.samples_s):
         found["at"] = kept
-    clocks = {name: run.clocks[name] for name in ("sm_mhz", "memory_mhz") if run.clocks.get(name)}
+    clocks = {name: run.clocks[name] for name in SEEN if run.clocks.get(name)}
     return found | ({"clocks": clocks} if clocks else {})
 
 

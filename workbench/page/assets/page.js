@@ -4,7 +4,10 @@ const filters = document.getElementById("filters");
 const views = new Map(); // what each figure shows now
 const ORDER = { process: "process", at: "sample", time: "seconds" };
 const DISTRIBUTION = { process: "process", share: "share of the samples", time: "seconds, at most" };
-const CLOCKS = { process: "process", clock: "clock", low: "least MHz", median: "median MHz", high: "greatest MHz", earlier: "earlier half's median", later: "later half's" };
+const CLOCKS = {
+  process: "process", clock: "clock", low: "least MHz", median: "median MHz", high: "greatest MHz",
+  earlier: "earlier half's median", later: "later half's median",
+};
 let visible = new Set();
 let turn = 0; // how often the page was filtered
 
@@ -14,7 +17,10 @@ const config = {
   background: null,
   padding: 2,
   style: { cell: { stroke: null }, "guide-label": { fill: "var(--muted)" }, "guide-title": { fill: "var(--muted)" } },
-  axis: { domainColor: "var(--line)", gridColor: "var(--line)", tickColor: "var(--line)", labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, labelLimit: 190 },
+  axis: {
+    domainColor: "var(--line)", gridColor: "var(--line)", tickColor: "var(--line)",
+    labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, labelLimit: 190,
+  },
   legend: { labelFontSize: 11, titleFontSize: 11 },
   font: getComputedStyle(document.documentElement).fontFamily,
 };
@@ -33,7 +39,8 @@ async function draw(figure, card) {
   const chart = charts[card.chart];
   const lines = new Set(card.data.rows.map((row) => row.backend)).size;
   const spec = { ...chart, height: chart.height.step * lines || chart.height, datasets: card.data };
-  const drawn = await vegaEmbed(place, spec, { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, logLevel: 1, config, tooltip });
+  const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, logLevel: 1 };
+  const drawn = await vegaEmbed(place, spec, { ...options, config, tooltip });
   views.get(figure)?.finalize();
   views.set(figure, drawn);
 }
@@ -139,8 +146,11 @@ function drawSamples() {
 
 function describe(chosen) {
   const counts = chosen.processes.map((run) => run.count).join(", ");
-  return `${chosen.title}: ${counts} samples in ${chosen.processes.length} processes, in the order they were taken. `
-    + (clocksOf(chosen)[0].length ? "" : "Its record holds no clocks.");
+  const taken = `${chosen.title}: ${counts} samples in ${chosen.processes.length} processes, in the order they were taken.`;
+  if (!clocksOf(chosen)[0].length) return `${taken} Its record holds no clocks.`;
+  const most = (name) => Math.max(...chosen.processes.map((run) => run.clocks?.[name]?.high ?? -Infinity));
+  const seen = [["power_w", "W"], ["temperature_c", "°C"]].filter(([name]) => isFinite(most(name)));
+  return [taken, ...seen.map(([name, unit]) => `Up to ${Math.round(most(name))} ${unit}.`)].join(" ");
 }
 
 function clocksOf(chosen) {
