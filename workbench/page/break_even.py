@@ -22,9 +22,9 @@ from workbench.statistics import Interval, saving_interval
 COLUMNS = {
     "backend": "backend",
     "cold_text": "cold build",
-    "cold_even": "pays back after, 95 % interval",
+    "cold_even": "paid back after tokens",
     "warm_text": "warm build",
-    "warm_even": "warm, pays back after",
+    "warm_even": "warm, after tokens",
 }
 NEVER = "never"
 POINTS = 17
@@ -51,7 +51,7 @@ class BreakEven:
         if self.high == 0:
             return "at once"
         middle, low, high = (_count(value) for value in (self.tokens, self.low, self.high))
-        return f"{middle} [{low}, {high}]" if math.isinf(self.tokens) else f"{middle} tokens [{low}, {high}]"
+        return f"{middle} [{low}, {high}]"
 
 
 def break_even(more_build_s: float, saved_s: Interval, tokens: int) -> BreakEven:
@@ -101,7 +101,7 @@ def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
         chart="break_even",
         title=title(first),
         subtitle=f"{first.model}, {first.dtype}, {device_name(first)}",
-        text=f"Build and run time over tokens. Builds are paid back against {base.record.name}: {said}.",
+        text=f"Build and run time over tokens. Tokens that pay back a build, against {base.record.name}: {said}.",
         rows=drawn,
         columns=COLUMNS,
         more={"lines": lines},

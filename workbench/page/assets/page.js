@@ -150,7 +150,7 @@ function describe(chosen) {
   if (!clocksOf(chosen)[0].length) return `${taken} Its record holds no clocks.`;
   const most = (name) => Math.max(...chosen.processes.map((run) => run.clocks?.[name]?.high ?? -Infinity));
   const seen = [["power_w", "W"], ["temperature_c", "°C"]].filter(([name]) => isFinite(most(name)));
-  return [taken, ...seen.map(([name, unit]) => `Up to ${Math.round(most(name))} ${unit}.`)].join(" ");
+  return seen.length ? `${taken} Up to ${seen.map(([name, unit]) => `${Math.round(most(name))} ${unit}`).join(", ")}.` : taken;
 }
 
 function clocksOf(chosen) {
