@@ -68,8 +68,8 @@ def check_packages(form: str) -> None:
 
 def read_records(places: Sequence[Path]) -> list[Record]:
     """Read all records of files and folders; raises UserError where there are none or one is no record."""
-    files = dict.fromkeys(path.resolve() for place in places for path in list_files(place))
-    records = [record for path in files for record in read_strictly(path)]
+    files = {path.resolve(): path for place in places for path in list_files(place)}  # each but once
+    records = [record for path in files.values() for record in read_strictly(path)]
     if not records:
         where = ", ".join(str(place) for place in places)
         raise UserError(f"there are no records in {where}: `python -m workbench compare` makes some")

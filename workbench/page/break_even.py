@@ -70,10 +70,9 @@ def break_even_cards(sections: Sequence[Section], advance: Callable[[], None] = 
     """
     cards = []
     for section in sections:
-        base = next((row for row in section.rows if row.is_baseline), None)
         rows = [row for row in section.rows if row.record.timed and cold_build(row.record) is not None]
-        if base in rows and len(rows) > 1:
-            assert base is not None
+        base = next((row for row in rows if row.is_baseline), None)
+        if base is not None and len(rows) > 1:
             cards.append(_card(section, base, rows))
         advance()
     return cards
@@ -92,7 +91,7 @@ def tokens_a_call(record: Record) -> int:
 
 def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
     drawn = [_drawn(row, base) for row in rows]
-    said = ", ".join(f"{each['backend']} {each['cold_even']}" for each in drawn if "cold_even" in each)
+    said = ", ".join(f"{each['backend']} {each['cold_even']}" for each in drawn)
     reached = [each[name] for each in drawn for name in ("even", "high") if each.get(name)]
     furthest = BEYOND * max(reached, default=DEFAULT_REACH)
     lines = [point for row in rows for point in _line(row, furthest)]
@@ -101,7 +100,7 @@ def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
         chart="break_even",
         title=title(first),
         subtitle=f"{first.model}, {first.dtype}, {device_name(first)}",
-        text=f"Build and run time over tokens. Tokens that pay back a build, against {base.record.name}: {said}.",
+        text=f"Build and run time over tokens. Tokens that pay back a build over {base.record.name}: {said}.",
         rows=drawn,
         columns=COLUMNS,
         more={"lines": lines},

@@ -1,5 +1,7 @@
 """The rows of a page, their samples and their conditions."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.unit.builders import record
@@ -78,7 +80,8 @@ def test_many_samples_are_thinned_but_every_spike_stays_and_statistics_are_of_al
 
 
 def test_each_process_keeps_some_samples_however_many_rows_there_are() -> None:
-    sections = sections_of(*(record(batch=batch, samples=(1.0,) * 60) for batch in range(1, 600)))
+    row = record(samples=(1.0,) * 60)
+    sections = sections_of(*(replace(row, batch=batch) for batch in range(1, 600)))
     assert share_out([row for section in sections for row in section.rows]) == LEAST
 
 

@@ -78,12 +78,16 @@ async function drawCards() {
   for (const figure of figures) figure.hidden = !cards[figure.dataset.card].members.some((row) => visible.has(row));
   for (const figure of figures) {
     const card = cards[figure.dataset.card];
-    if (figure.hidden || !card.data.rows.length) continue;
+    if (figure.hidden) continue;
     const seen = (row) => row.row === undefined || visible.has(row.row);
     const data = Object.fromEntries(Object.entries(card.data).map(([name, rows]) => [name, rows.filter(seen)]));
     const shown = data.rows.map((row) => row.row).join();
     if (figure.dataset.shown === shown) continue;
     figure.dataset.shown = shown;
+    if (!data.rows.length) {
+      figure.querySelector(".drawing")?.replaceChildren();
+      continue;
+    }
     await draw(figure, { ...card, data });
     if (turn !== mine) return; // filtered anew meanwhile
   }
