@@ -32,8 +32,8 @@ def publish(places: Sequence[Path], form: str, out: str | None, baseline: str | 
     with Progress(Console(stderr=True)) as progress:
         progress.say("reading records")
         records = read_records(places)
-        progress.expect(count_workloads(records), GUESS_S)
         progress.say("comparing rows")
+        progress.expect(count_workloads(records), GUESS_S)
         settings = select(records, baseline, progress.advance)
         content = write(settings, form, progress)
     if destination is None:

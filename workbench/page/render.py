@@ -29,8 +29,8 @@ GUESS_S = 0.05
 def render(settings: Sequence[Setting], progress: Progress) -> bytes:
     """Write the page of these settings."""
     sections = number_rows(settings)
-    progress.expect(len(sections), GUESS_S)
     progress.say("weighing builds")
+    progress.expect(len(sections), GUESS_S)
     shown = contents(settings, sections, progress.advance)
     progress.say("writing the page")
     return environment().get_template("page.html").render(**shown, charts=CHARTS, library=library()).encode()
