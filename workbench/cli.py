@@ -37,6 +37,15 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class ReportFormat(StrEnum):
+    """How a report is written."""
+
+    html = "html"
+    md = "md"
+    csv = "csv"
+    parquet = "parquet"
+
+
 class ListFormat(StrEnum):
     """How the list of backends is written to stdout."""
 
@@ -124,6 +133,29 @@ def compare(
         comparison.preview(request, format.value)
     elif not comparison.compare(request, format.value, kernels):
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(
+    records: Annotated[
+        list[Path] | None, typer.Argument(help="Files of records, or folders. Default: the results folder.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="A file, or - for stdout. Default: report.html, report.parquet; else stdout."),
+    ] = None,
+    format: Annotated[
+        ReportFormat, typer.Option(help="A page for a browser, Markdown, or a table for notebooks.")
+    ] = ReportFormat.html,
+    baseline: Annotated[
+        str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where rows are kept.")] = Path("results"),
+) -> None:
+    """Write what was measured as one page that opens offline, or as a table; measures nothing."""
+    from workbench.publish import publish
+
+    publish(records or [results], format.value, out, baseline)
 
 
 def main() -> None:

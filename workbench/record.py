@@ -3,6 +3,7 @@
 SI units are in the field names; a number that could not exist is None. The history of `SCHEMA`:
 1: first version.
 2: `fits`, `no_kernels`, and `timer_check` of a process; `kernels` may be there.
+3: `least_work`.
 """
 
 import dataclasses
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from workbench.caches import digest
 from workbench.job import Json
 
-SCHEMA = 2
-READ_SCHEMAS = (1, 2)
+SCHEMA = 3
+READ_SCHEMAS = (1, 2, 3)
 
 OK = "ok"
 UNSTABLE = "unstable"
@@ -109,6 +110,8 @@ class Record:
     limit_share: float | None = None
     """Least time the ceilings allow over the median time; None where it says nothing (see warnings)."""
     ceilings: Json = field(default_factory=dict)
+    least_work: Json = field(default_factory=dict)
+    """`bytes` and `flops` that one prefill or decode step takes at least, as `models.work` counts them."""
     build_s: Json = field(default_factory=dict)
     """`cold` and `warm`: from `build()` to the first synchronised token of every shape. `cold_measured` is
     there if an earlier comparison built cold, and says when."""

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench import datasheets, units
+from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
 from workbench.ratios import Ratio, compare_rows, workload_of
 from workbench.record import Record, to_json
@@ -103,20 +104,27 @@ def short_title(record: Record) -> str:
     return f"{record.phase} b{record.batch} {length}"
 
 
-def held_equal(record: Record) -> list[str]:
-    """Say what every row of the table shares."""
-    gpu = record.gpu
-    device = f"{record.device}: {gpu.get('name', 'unknown')}"
-    device += f", {gpu['threads']} threads" if "threads" in gpu else f", driver {gpu.get('driver')}"
+def held_equal(records: Sequence[Record]) -> list[str]:
+    """Say what every row of the table shares; what rows of different calls may differ in is told of all."""
+    first = records[0]
+    gpu = first.gpu
+    device = f"{every(record.device for record in records)}: {gpu.get('name', 'unknown')}"
+    driver = every(str(record.gpu.get("driver")) for record in records)
+    device += f", {gpu['threads']} threads" if "threads" in gpu else f", driver {driver}"
     device += f", power limit {gpu['power_limit_w']} W" if gpu.get("power_limit_w") else ""
-    protocol = record.protocol
+    protocol = first.protocol
     return [
-        f"model {record.model}, {record.dtype}, weights {record.weights[:12]}",
+        f"model {first.model}, {first.dtype}, weights {first.weights[:12]}",
         f"device {device}",
         f"greedy decoding of the same tokens; processes a row: {protocol['processes']}, in rotating order; "
         f"logits verified before and after timing (gate {protocol['gate']})",
-        *ceilings(record),
+        *dict.fromkeys(line for record in records for line in ceilings(record)),
     ]
+
+
+def every(texts: Iterable[str]) -> str:
+    """Name each of several texts once."""
+    return " and ".join(dict.fromkeys(texts))
 
 
 def ceilings(record: Record) -> list[str]:
@@ -183,7 +191,7 @@ def notes(records: Sequence[Record]) -> list[str]:
 def print_table(report: Report, console: Console) -> None:
     """Print what was held equal, a table for each workload with its verdict, and the warnings."""
     if report.records:
-        console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records[0])), sep="\n")
+        console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records)), sep="\n")
     for section in report.sections():
         table = Table(title=title(section[0][0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
         for name in headers(section):
@@ -208,7 +216,7 @@ def print_table(report: Report, console: Console) -> None:
 
 def markdown(report: Report) -> str:
     """Write the same report as Markdown."""
-    lines = [f"- {line}" for line in held_equal(report.records[0])] if report.records else []
+    lines = [f"- {line}" for line in held_equal(report.records)] if report.records else []
     for section in report.sections():
         lines += ["", f"**{title(section[0][0])}**", ""]
         lines += ["| " + " | ".join(headers(section)) + " |", "|" + "---|" * len(COLUMNS)]
@@ -232,24 +240,55 @@ def as_json(report: Report) -> str:
     return json.dumps(rows, indent=1)
 
 
-CSV_FIELDS = ("phase", "batch", "prompt", "context", "steps", "dtype", "device", "model", "status", "reason")
+FLAT_FIELDS = ("phase", "batch", "prompt", "context", "steps", "dtype", "device", "model", "status", "reason")
+
+
+def flat_rows(report: Report) -> list[Json]:
+    """Turn each row into one level of plain values, with SI units in the names."""
+    return [
+        {"backend": record.name, **{name: getattr(record, name) for name in FLAT_FIELDS}}
+        | flat_numbers(record, ratio)
+        | {"gpu": record.gpu.get("name"), "run": record.run, "created": record.created}
+        for record, ratio in zip(report.records, report.ratios, strict=True)
+    ]
+
+
+def flat_numbers(record: Record, ratio: Ratio | None) -> Json:
+    """Return what was measured of a row; None where it could not be."""
+    time = record.time_s
+    return {
+        "time_s": time.median if time else None,
+        "low_s": time.low if time else None,
+        "high_s": time.high if time else None,
+        "tokens_per_s": record.tokens_per_s,
+        "limit_share": record.limit_share,
+        "ratio_to": ratio.to if ratio else None,
+        "ratio": ratio.median if ratio else None,
+        "ratio_low": ratio.low if ratio else None,
+        "ratio_high": ratio.high if ratio else None,
+        "build_cold_s": record.build_s.get("cold"),
+        "build_warm_s": record.build_s.get("warm"),
+        "load_s": record.load_s,
+        "peak_bytes": record.peak_bytes.get("total"),
+        "error_ratio": record.error_ratio,
+    }
 
 
 def as_csv(report: Report) -> str:
     """Write one line a row, with SI units in the column names."""
     out = io.StringIO()
-    names = ["backend", *CSV_FIELDS, "time_s", "low_s", "high_s", "tokens_per_s", "limit_share"]
-    names += ["ratio_to", "ratio", "ratio_low", "ratio_high", "build_cold_s", "build_warm_s"]
-    names += ["load_s", "peak_bytes", "error_ratio"]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for record, ratio in zip(report.records, report.ratios, strict=True):
-        time = record.time_s
-        row = [record.name, *(getattr(record, name) for name in CSV_FIELDS)]
-        row += [time.median, time.low, time.high] if time else [None] * 3
-        row += [record.tokens_per_s, record.limit_share]
-        row += [ratio.to, ratio.median, ratio.low, ratio.high] if ratio else [None] * 4
-        row += [record.build_s.get("cold"), record.build_s.get("warm"), record.load_s]
-        row += [record.peak_bytes.get("total"), record.error_ratio]
-        writer.writerow(row)
+    rows = flat_rows(report)
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue().rstrip("\n")
+
+
+def as_parquet(report: Report) -> bytes:
+    """Write the same columns as a Parquet file; needs pyarrow."""
+    import pyarrow
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat_rows(report)), out)
+    return out.getvalue()

@@ -110,6 +110,7 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
         definition=last.definition,
         provenance=last.provenance,
         ceilings=evidence.ceilings,
+        least_work=dataclasses.asdict(evidence.work),
         build_s=evidence.build_s,
         load_s=last.load_s,
         peak_bytes=memory,

@@ -53,6 +53,13 @@ def ratio_interval(base: Processes, other: Processes, seed: int = 0) -> Interval
     return _interval(value, _bootstrap(base, generator) / _bootstrap(other, generator))
 
 
+def saving_interval(base: Processes, other: Processes, seed: int = 0) -> Interval:
+    """Estimate base less other, the seconds that `other` saves, and its interval."""
+    generator = np.random.default_rng(seed)
+    value = median_of_medians(base) - median_of_medians(other)
+    return _interval(value, _bootstrap(base, generator) - _bootstrap(other, generator))
+
+
 def percentile(samples: Sequence[float], percent: float) -> float:
     """Return the percentile of samples, between neighbours by linear interpolation."""
     return float(np.percentile(samples, percent))

@@ -113,6 +113,18 @@ class Store:
         write_atomically(path, b"".join(line + b"\n" for line in good))
 
 
+def read_strictly(path: Path) -> list[Record]:
+    """Read a file that may not be ours and change nothing; raises StoreError at a line that is no row."""
+    rows, broken = _parse(path)
+    if broken:
+        number, _, why = broken[0]
+        what = "no records file" if not rows else "truncated or damaged"
+        raise StoreError(
+            f"{path}:{number} is no result ({why}): the file is {what}; name others, or remove that line"
+        )
+    return rows
+
+
 def _parse(path: Path) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
     """Read a file's rows and its broken lines (number, bytes, why); raises StoreError if it is unreadable."""
     try:

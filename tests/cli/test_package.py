@@ -29,7 +29,7 @@ JUNK = (
     "workbench/__pycache__/left.cpython-311.pyc",
 )
 EXTRAS = {"eager", "compile", "xla", "xla-cuda", "tvm", "iree", "onnxruntime", "onnxruntime-cuda"}
-EXTRAS |= {"flashinfer", "trtllm", "cpu", "dev"}
+EXTRAS |= {"flashinfer", "trtllm", "kernels", "report", "parquet", "cpu", "dev"}
 COMMANDS = (("backends",), ("compare", "--dry-run", "--backends", "null"), ("--help",))
 
 
@@ -113,15 +113,19 @@ def of_extra(metadata: Message, extra: str) -> list[Requirement]:
     ]
 
 
-def test_wheel_holds_every_module_and_nothing_else(source: Path, wheel: Path) -> None:
+def test_wheel_holds_every_module_with_its_assets_and_nothing_else(source: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     modules = {
-        path.relative_to(source).as_posix() for name in PACKAGES for path in (source / name).rglob("*.py")
+        path.relative_to(source).as_posix()
+        for name in PACKAGES
+        for path in (source / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     assert {
         "workbench/__main__.py",
         "workbench/worker.py",
+        "workbench/page/assets/page.html",
         "backends/eager.py",
         "models/decoder.py",
     } <= modules

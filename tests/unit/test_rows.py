@@ -51,6 +51,7 @@ def test_every_sample_is_kept_in_order() -> None:
 def test_share_of_the_limit_is_least_time_over_time() -> None:
     row = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=50))
     assert row.limit_share == pytest.approx(0.5)
+    assert row.least_work == {"bytes": 50_000_000_000, "flops": 1_000_000_000}
     compute_bound = finish(BLANK, [result((1.0,) * 5)], evidence(gigabytes=1, gigaflops=800))
     assert compute_bound.limit_share == pytest.approx(0.8)
 

@@ -12,7 +12,7 @@ import pytest
 
 from workbench.job import RowResult
 from workbench.record import SCHEMA, ProcessRun, Record, Time, to_json
-from workbench.store import Store, StoreError, slug, write_atomically
+from workbench.store import Store, StoreError, read_strictly, slug, write_atomically
 
 GPU = "NVIDIA H100 80GB HBM3"
 
@@ -261,3 +261,16 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_strict_reading_changes_nothing_and_names_the_first_broken_line(path):
+    assert read_strictly(path) == [ROW]
+    torn = path.read_bytes() + b'{"schema": 1, "run": "torn'
+    path.write_bytes(torn)
+    with pytest.raises(StoreError, match=r":2 is no result .* truncated or damaged"):
+        read_strictly(path)
+    assert path.read_bytes() == torn
+    path.write_text('{"loss": 0.5}\n')
+    with pytest.raises(StoreError, match=r":1 is no result .* no records file"):
+        read_strictly(path)
+    assert {each.name for each in path.parent.iterdir()} <= {path.name, ".lock"}

@@ -1,0 +1,105 @@
+"""Which records a report shows, and that nothing is compared that may not be."""
+
+from typing import Any
+
+import pytest
+
+from models.errors import UserError
+from tests.unit.builders import record
+from workbench.selection import select
+
+OLD, NEW = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
+H200 = {"name": "NVIDIA H200", "uuid": "GPU-a", "driver": "580.1", "power_limit_w": 700}
+
+
+def test_newest_record_of_a_row_is_shown_and_the_older_ones_are_counted() -> None:
+    rows = [record(created=NEW, run="new"), record(created=OLD, run="old"), record(created=OLD, run="older")]
+    (setting,) = select(rows)
+    assert [row.run for row in setting.report.records] == ["new"]
+    assert setting.older == (2,)
+
+
+def test_later_line_of_equal_age_is_the_newer() -> None:
+    (setting,) = select([record(run="first"), record(run="second")])
+    assert setting.first.run == "second"
+
+
+@pytest.mark.parametrize(
+    "change", [{"versions": {"torch": "2.13"}}, {"workbench": "0+new"}, {"gpu": H200 | {"uuid": "GPU-b"}}]
+)
+def test_row_measured_again_with_other_versions_or_card_is_the_same_row(change: dict[str, Any]) -> None:
+    again = {"created": NEW, "gpu": H200, "run": "new"} | change
+    (setting,) = select([record(created=OLD, gpu=H200), record(**again)])
+    assert [row.run for row in setting.report.records] == ["new"]
+
+
+@pytest.mark.parametrize("change", [{"batch": 8}, {"options": {"mode": "default"}}, {"context": 256}])
+def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict[str, Any]) -> None:
+    (setting,) = select([record(), record(**change)])
+    assert len(setting.report.records) == 2
+    assert setting.older == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpu": H200},
+        {"gpu": {"name": "Test CPU", "threads": 4}},
+        {"dtype": "bfloat16"},
+        {"weights": "def"},
+        {"protocol": {"gate": 2, "processes": 2}},
+    ],
+)
+def test_what_may_not_be_compared_is_a_setting_of_its_own(change: dict[str, Any]) -> None:
+    settings = select([record("eager", (1.0, 1.0)), record("compile", (0.5, 0.5), **change)])
+    assert len(settings) == 2
+    assert {ratio.to for setting in settings for ratio in setting.report.ratios if ratio} == {
+        "eager",
+        "compile",
+    }
+    assert all(ratio and ratio.median == 1 for setting in settings for ratio in setting.report.ratios)
+
+
+def test_rows_come_by_workload_the_fastest_first_and_those_without_a_time_last() -> None:
+    prefill = record("eager", phase="prefill", prompt=64, context=None, steps=None)
+    rows = [record("c", status="oom"), record("b", (2.0, 2.0)), record("a"), record("a", batch=8), prefill]
+    (setting,) = select(rows)
+    assert [(row.phase, row.batch, row.name) for row in setting.report.records] == [
+        ("prefill", 1, "eager"),
+        ("decode", 1, "a"),
+        ("decode", 1, "b"),
+        ("decode", 1, "c"),
+        ("decode", 8, "a"),
+    ]
+
+
+def test_baseline_is_that_of_each_workload() -> None:
+    rows = [record("eager"), record("compile", (0.5, 0.5)), record("compile", (0.5, 0.5), batch=8)]
+    (setting,) = select(rows)
+    assert [ratio and (ratio.to, ratio.median) for ratio in setting.report.ratios] == [
+        ("eager", 2.0),
+        ("eager", 1.0),
+        ("compile", 1.0),
+    ]
+    (setting,) = select(rows, "eager")
+    assert setting.report.ratios[2] is None
+
+
+def test_baseline_that_no_row_has_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"'eagre' is not among the rows: choose from compile, eager"):
+        select([record("eager"), record("compile")], "eagre")
+
+
+def test_baseline_of_another_protocol_is_refused_with_what_differs() -> None:
+    rows = [record("eager", protocol={"gate": 1, "processes": 2}), record("compile", batch=8)]
+    select(rows, "eager")
+    rows.append(record("compile", protocol={"gate": 1, "processes": 3}))
+    with pytest.raises(UserError, match=r"compile cannot be compared with eager.*processes \(2 and 3\)"):
+        select(rows, "eager")
+    assert len(select(rows)) == 2
+
+
+def test_progress_is_told_of_every_workload() -> None:
+    done = []
+    select([record(), record(batch=8), record(gpu=H200)], advance=lambda: done.append(1))
+    assert len(done) == 3

@@ -1,0 +1,86 @@
+"""Put the page together: one file with its data, its drawings and what draws them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from workbench import __version__
+from workbench.job import Json
+from workbench.page.break_even import break_even_cards
+from workbench.page.charts import CHARTS
+from workbench.page.conditions import HEADINGS, conditions_of
+from workbench.page.kernel_shares import kernel_cards
+from workbench.page.pareto import pareto_cards
+from workbench.page.roofline import roofline_cards
+from workbench.page.rows import FILTERS, NUMBERS, Row, Section, number_rows
+from workbench.page.samples import row_samples, share_out
+from workbench.page.times import time_cards
+from workbench.progress import Progress
+from workbench.selection import Setting
+
+ASSETS = Path(__file__).parent / "assets"
+GUESS_S = 0.05
+"""Seconds that the builds of one workload take to weigh, before the first is known."""
+
+
+def render(settings: Sequence[Setting], progress: Progress) -> bytes:
+    """Write the page of these settings."""
+    sections = number_rows(settings)
+    progress.say("weighing builds")
+    progress.expect(len(sections), GUESS_S)
+    shown = contents(settings, sections, progress.advance)
+    progress.say("writing the page")
+    return environment().get_template("page.html").render(**shown, charts=CHARTS, library=library()).encode()
+
+
+def contents(settings: Sequence[Setting], sections: Sequence[Section], advance: Callable[[], None]) -> Json:
+    """Gather what the template shows, and the data that its script draws; `advance` is called a section."""
+    rows = [row for section in sections for row in section.rows]
+    most = share_out(rows)
+    return {
+        "version": __version__,
+        "rows": rows,
+        "numbers": NUMBERS,
+        "filters": {name: options(rows, name) for name in FILTERS},
+        "groups": {
+            "answers": time_cards(sections),
+            "pareto": pareto_cards(sections),
+            "roofline": roofline_cards(sections),
+            "build": break_even_cards(sections, advance),
+            "kernels": kernel_cards(sections),
+        },
+        "samples": [row_samples(row, most) for row in rows if row.record.processes],
+        "most": most,
+        "headings": HEADINGS,
+        "conditions": [conditions_of(setting) for setting in settings],
+        "newest": max(row.record.created for row in rows),
+        "backends": {row.record.name: row.colour for row in rows},
+    }
+
+
+def options(rows: Sequence[Row], name: str) -> list[str]:
+    """List what the rows can be filtered by, numbers by their size."""
+    found = {row.place[name] for row in rows}
+    return sorted(found, key=lambda text: (int(text) if text.isdecimal() else 0, text))
+
+
+def library() -> str:
+    """Return Vega-Lite and what draws it as one script that fetches nothing."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def environment() -> Environment:
+    """Return the templates; what records say is escaped in them."""
+    made = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    policy: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}
+    made.policies["json.dumps_kwargs"] = policy
+    return made
