@@ -13,6 +13,7 @@ from models.config import PRESETS
 from models.decoder import Ops
 from tests.cli.conftest import ROOT
 from tests.readme.document import TEXT, code, values_of
+from workbench.cli import app
 from workbench.record import STATUSES, Record
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -32,13 +33,17 @@ def test_file_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_options_are_those_of_compare(environment: dict[str, str]) -> None:
+def test_options_are_those_of_the_commands(environment: dict[str, str]) -> None:
     named = set(OPTION.findall(TEXT))
-    command = [sys.executable, "-m", "workbench", "compare", "--help"]
-    wide = environment | {"COLUMNS": "200", "TERM": "dumb"}
-    done = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=True)
-    assert {"--backends", "--model", "--dry-run"} <= named
-    assert named <= set(OPTION.findall(done.stdout))
+    known = set()
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__  # type: ignore[union-attr]
+        asked = [sys.executable, "-m", "workbench", name, "--help"]
+        wide = environment | {"COLUMNS": "200", "TERM": "dumb"}
+        done = subprocess.run(asked, cwd=ROOT, env=wide, capture_output=True, text=True, check=True)
+        known |= set(OPTION.findall(done.stdout))
+    assert {"--backends", "--model", "--dry-run", "--out"} <= named
+    assert named <= known
 
 
 def test_statuses_are_those_of_the_record() -> None:
