@@ -1,0 +1,112 @@
+"""Whether a row is faster, slower or the same as an earlier one, by rules that noise cannot fool. Pure."""
+
+import math
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+
+from workbench.job import Json
+from workbench.ratios import difference
+from workbench.record import Record
+from workbench.statistics import CONFIDENCE, DRAWS, Interval, Processes, percentile, ratio_interval
+
+FASTER = "faster"
+SLOWER = "slower"
+SAME = "same"
+UNCLEAR = "unclear"
+
+LEAST_PROCESSES = 5
+"""A side. The lowest and the highest of n process medians enclose the true median in 1 - 2 / 2**n of all
+cases (Le Boudec, Performance Evaluation, 2010, chapter 2): 94 % with five, 75 % with three."""
+LEAST_CALIBRATION = 2 * LEAST_PROCESSES
+"""Processes of an A/A run: two sides that could be given a verdict."""
+LEAST_CHANGE = 0.02
+"""Of the time. Smaller changes are worth no alarm, however quiet the machine."""
+FLOORS = 3
+"""How many times the noise floor a change must reach."""
+MOST_PROCESSES = 100
+"""A side. Advice to measure more helps nobody."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison of one row comes to."""
+
+    kind: str
+    """`faster`, `slower`, `same` or `unclear`."""
+    ratio: Interval
+    """The earlier time over the later one, so that more than 1 is faster."""
+    threshold: float
+    """The least change of the time that counts, as a share of it."""
+    reason: str | None = None
+    """Why it is unclear and what would settle it."""
+
+
+def judge(base: Processes, later: Processes, floor: float) -> Verdict:
+    """Judge later samples against earlier ones, on a machine with this noise floor (a share of the time).
+
+    A change counts if its interval excludes none and its estimate reaches the threshold; sameness counts if
+    the whole interval lies within the threshold. All else, and fewer than five processes a side, is unclear.
+    """
+    ratio = ratio_interval(base, later)
+    limit = threshold(floor)
+    count = min(len(base), len(later))
+    if count < LEAST_PROCESSES:
+        few = f"{count} of at least {LEAST_PROCESSES} processes a side: use --repeats {LEAST_PROCESSES}"
+        return Verdict(UNCLEAR, ratio, limit, few)
+    low, middle, high = (math.log(each) for each in (ratio.low, ratio.value, ratio.high))
+    edge = math.log1p(limit)
+    if middle >= edge and low > 0:
+        return Verdict(FASTER, ratio, limit)
+    if middle <= -edge and high < 0:
+        return Verdict(SLOWER, ratio, limit)
+    if -edge <= low and high <= edge:
+        return Verdict(SAME, ratio, limit)
+    return Verdict(UNCLEAR, ratio, limit, advise(count, abs(middle), max(high - middle, middle - low), edge))
+
+
+def threshold(floor: float) -> float:
+    """Return the least change of the time that counts on a machine with this noise floor; both are shares."""
+    return max(LEAST_CHANGE, FLOORS * floor)
+
+
+def advise(count: int, middle: float, half_width: float, edge: float) -> str:
+    """Say how many processes a side would settle a comparison; logarithms of ratios in.
+
+    An interval narrows with the root of the number of processes, so n' = n (half width / wanted width)**2
+    (Jain, The Art of Computer Systems Performance Analysis, 1991, section 13.9). Wanted is that it excludes
+    0 if the estimate reaches the edge, else that it lies within the edges.
+    """
+    wanted = middle if middle >= edge else edge - middle
+    needed = math.inf if wanted == 0 else count * (half_width / wanted) ** 2
+    if needed > MOST_PROCESSES:
+        return f"over {MOST_PROCESSES} processes a side would be needed to settle it: make the machine quieter"
+    needed = max(math.ceil(needed), count + 1)
+    return f"about {needed - count} more processes a side would settle it: give both --repeats {needed}"
+
+
+def noise_floor(processes: Processes) -> float:
+    """Return the change of the time, as a share, that A/A comparisons stay within 95 times in 100.
+
+    Five processes are compared with five others of the same run, drawn without replacement, as in a
+    permutation test (Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005, chapter 3).
+    Raises ValueError with fewer than ten.
+    """
+    if len(processes) < LEAST_CALIBRATION:
+        raise ValueError(f"{len(processes)} processes; an A/A comparison needs {LEAST_CALIBRATION}")
+    medians = np.log([median(samples) for samples in processes])
+    order = np.tile(np.arange(len(medians)), (DRAWS, 1))
+    drawn = medians[np.random.default_rng(0).permuted(order, axis=1)[:, :LEAST_CALIBRATION]]
+    one, other = (np.median(side, axis=1) for side in np.split(drawn, 2, axis=1))
+    return math.expm1(percentile(np.abs(one - other).tolist(), 100 * CONFIDENCE))
+
+
+def unlike(one: Record, other: Record) -> str | None:
+    """Name the first thing that makes two rows other work or another device; None if nothing does."""
+    return difference(*(replace(each, protocol=method(each.protocol)) for each in (one, other)))
+
+
+def method(protocol: Json) -> Json:
+    """Return a protocol less its number of processes, which changes the interval, not the time."""
+    return {name: value for name, value in protocol.items() if name != "processes"}
