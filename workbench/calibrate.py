@@ -13,7 +13,7 @@ from workbench.floors import calibration_folder, floor_of
 from workbench.record import Record
 from workbench.report import short_title, stdout
 from workbench.request import Request
-from workbench.verdict import LEAST_CALIBRATION, threshold
+from workbench.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
 
 
 def calibrate(request: Request, as_json: bool) -> bool:
@@ -39,9 +39,15 @@ def write(records: Sequence[Record], as_json: bool) -> None:
         cells = ["-", "-"] if floor is None else [units.percent(floor), units.percent(threshold(floor))]
         table.add_row(f"{record.name} {short_title(record)}", str(len(record.processes)), *cells)
     console.print(table)
-    for record in records:
-        if record.reason:
-            console.print(f"{record.name} {short_title(record)}: {record.status}: {record.reason}")
+    for record, floor in zip(records, floors, strict=True):
+        for line in remarks(record, floor):
+            console.print(f"{record.name} {short_title(record)}: {line}")
+
+
+def remarks(record: Record, floor: float | None) -> list[str]:
+    """Say why a row has no time or is unstable, and whether the machine is too noisy."""
+    reason = [f"{record.status}: {record.reason}"] if record.reason else []
+    return reason + ([NOISY] if floor is not None and threshold(floor) > MOST_THRESHOLD else [])
 
 
 def describe(record: Record, floor: float | None) -> dict[str, object]:

@@ -110,13 +110,11 @@ class TrackSession:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: Json) -> None:
-        """Add what two files must share to be compared, and the driver."""
+        """Add what two files must share to be compared; the card and its driver are with each row."""
         with plain_errors(), Progress(Console(stderr=True)) as progress:
             source = prepare(self.settings.model, self.settings.dtype, progress)
-            identity = self.device.identity()
             machine_info["workbench"] = {
-                "driver": identity.get("driver"),
-                "device": device_kind(self.device.device, identity),
+                "device": device_kind(self.device.device, self.device.identity()),
                 "protocol": self.protocol,
                 "model": source.name,
                 "weights": source.checksum,
@@ -128,7 +126,7 @@ class TrackSession:
     def pytest_benchmark_compare_machine_info(self, machine_info: Json, compared_benchmark: Json) -> None:
         """Refuse to compare with what is other work, another device or another protocol."""
         ours, theirs = machine_info["workbench"], compared_benchmark["machine_info"].get("workbench", {})
-        unlike = [name for name in ours if name != "driver" and ours[name] != theirs.get(name)]
+        unlike = [name for name in ours if ours[name] != theirs.get(name)]
         with plain_errors():
             if unlike:
                 what = f"{unlike[0]}: {theirs.get(unlike[0])} there, {ours[unlike[0]]} here"

@@ -25,6 +25,9 @@ LEAST_CHANGE = 0.02
 """Of the time. Smaller changes are worth no alarm, however quiet the machine."""
 FLOORS = 3
 """How many times the noise floor a change must reach."""
+MOST_THRESHOLD = 0.25
+"""Of the time. Where only larger changes would count, calling a row the same would mislead."""
+NOISY = "the machine is too noisy for any verdict: make it quieter, then `calibrate --again`"
 MOST_PROCESSES = 100
 """A side. Advice to measure more helps nobody."""
 
@@ -47,7 +50,8 @@ def judge(base: Processes, later: Processes, floor: float) -> Verdict:
     """Judge later samples against earlier ones, on a machine with this noise floor (a share of the time).
 
     A change counts if its interval excludes none and its estimate reaches the threshold; sameness counts if
-    the whole interval lies within the threshold. All else, and fewer than five processes a side, is unclear.
+    the whole interval lies within the threshold. All else is unclear, and so are fewer than five processes a
+    side and a machine whose noise hides changes of a quarter of the time.
     """
     ratio = ratio_interval(base, later)
     limit = threshold(floor)
@@ -55,6 +59,8 @@ def judge(base: Processes, later: Processes, floor: float) -> Verdict:
     if count < LEAST_PROCESSES:
         few = f"{count} of at least {LEAST_PROCESSES} processes a side: use --repeats {LEAST_PROCESSES}"
         return Verdict(UNCLEAR, ratio, limit, few)
+    if limit > MOST_THRESHOLD:
+        return Verdict(UNCLEAR, ratio, limit, NOISY)
     low, middle, high = (math.log(each) for each in (ratio.low, ratio.value, ratio.high))
     edge = math.log1p(limit)
     if middle >= edge and low > 0:
@@ -81,7 +87,9 @@ def advise(count: int, middle: float, half_width: float, edge: float) -> str:
     wanted = middle if middle >= edge else edge - middle
     needed = math.inf if wanted == 0 else count * (half_width / wanted) ** 2
     if needed > MOST_PROCESSES:
-        return f"over {MOST_PROCESSES} processes a side would be needed to settle it: make the machine quieter"
+        return (
+            f"over {MOST_PROCESSES} processes a side would be needed to settle it: make the machine quieter"
+        )
     needed = max(math.ceil(needed), count + 1)
     return f"about {needed - count} more processes a side would settle it: give both --repeats {needed}"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
 from backends.contract import Engine
 from backends.registry import ENTRY_POINTS, REQUIRED, check_options, find, names, parse_list
@@ -13,6 +14,7 @@ from models.config import PRESETS
 from models.decoder import Ops
 from tests.cli.conftest import ROOT
 from tests.readme.document import TEXT, code, values_of
+from workbench.cli import app
 from workbench.record import STATUSES, Record
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -32,13 +34,14 @@ def test_file_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_options_are_those_of_compare(environment: dict[str, str]) -> None:
+def test_options_are_those_of_our_commands_and_of_pytest(environment: dict[str, str]) -> None:
     named = set(OPTION.findall(TEXT))
-    command = [sys.executable, "-m", "workbench", "compare", "--help"]
-    wide = environment | {"COLUMNS": "200", "TERM": "dumb"}
-    done = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True, check=True)
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    ours = {option for command in commands for each in command.params for option in each.opts}
+    command = [sys.executable, "-m", "pytest", "-p", "workbench.pytest_plugin", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert {"--backends", "--model", "--dry-run"} <= named
-    assert named <= set(OPTION.findall(done.stdout))
+    assert named <= ours | set(OPTION.findall(done.stdout))
 
 
 def test_statuses_are_those_of_the_record() -> None:

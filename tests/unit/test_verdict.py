@@ -60,6 +60,12 @@ def test_fewer_than_five_processes_a_side_are_unclear_whatever_they_show(few: in
         assert found.reason == f"{few} of at least 5 processes a side: use --repeats 5"
 
 
+def test_a_machine_that_hides_large_changes_gives_no_verdict() -> None:
+    found = judge(QUIET, times(OTHER, 3), floor=0.1)
+    assert found.kind == "unclear"
+    assert "too noisy" in str(found.reason)
+
+
 def test_absence_of_a_difference_is_no_evidence_of_sameness() -> None:
     found = judge(*NOISY, floor=0.001)
     assert found.ratio.low < 1 < found.ratio.high
