@@ -8,6 +8,7 @@ from rich.console import Console
 
 from workbench import report, verdict_lines
 from workbench.compare import measure
+from workbench.conditions import slow_down
 from workbench.earlier import Earlier, find_earlier
 from workbench.entries import Entry
 from workbench.floors import calibration_folder, find_floor
@@ -16,7 +17,7 @@ from workbench.ratios import samples
 from workbench.record import Record, row_key
 from workbench.request import Request
 from workbench.store import Store
-from workbench.verdict import judge
+from workbench.verdict import FASTER, SLOWER, UNCLEAR, judge
 from workbench.verdict_lines import Judged
 
 
@@ -59,11 +60,19 @@ class Judge:
         return Earlier(str(path), tuple(self.store.read(str(blank.gpu["name"]), blank.model)))
 
     def judge(self, record: Record) -> Judged:
-        """Judge a row that was settled before; one without a time has no verdict."""
+        """Judge a row that was settled before; one without a time has no verdict.
+
+        A change beside a GPU that held back for heat or want of power is none of the code's.
+        """
         grounds = self.grounds.get(row_key(record))
         if grounds is None or not record.timed:
             return Judged(grounds.base if grounds else None, record, None)
-        return Judged(grounds.base, record, judge(samples(grounds.base), samples(record), grounds.floor))
+        found = judge(samples(grounds.base), samples(record), grounds.floor)
+        held_back = [slow_down([run.clocks for run in each.processes]) for each in (grounds.base, record)]
+        reason = next(filter(None, held_back), None)
+        if reason and found.kind in (FASTER, SLOWER):
+            found = replace(found, kind=UNCLEAR, reason=reason)
+        return Judged(grounds.base, record, found)
 
 
 def compare_against(request: Request, against: str, form: str) -> bool:

@@ -22,8 +22,6 @@ app = typer.Typer(
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
 
-USAGE = 2
-"""Exit code: the input was wrong."""
 INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
 
@@ -176,7 +174,7 @@ def complain(message: str) -> int:
 
         traceback.print_exc()
     print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE
+    return options.USAGE
 
 
 def find_foreign_package() -> str | None:

@@ -10,6 +10,8 @@ FAILED = 1
 """Exit code: a row asked for by name has no time, or is slower than it was."""
 
 
+USAGE = 2
+"""Exit code: the input was wrong, or there is nothing to compare with."""
 INSTALL_TRACK = "install it: pip install 'workbench[track]'"
 """What to do where a library is missing that tracking needs."""
 

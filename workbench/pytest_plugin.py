@@ -28,8 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Take over, if asked to."""
-    if config.getoption("workbench"):
-        from workbench.track_session import TrackSession, plain_errors
+    if not config.getoption("workbench"):
+        return
+    from workbench import cli, options
 
-        with plain_errors():
-            config.pluginmanager.register(TrackSession(config), "workbench-track")
+    foreign = cli.find_foreign_package()  # before anything of ours is imported from there
+    if foreign:
+        pytest.exit(f"Error: {foreign}", returncode=options.USAGE)
+    from workbench.track_session import TrackSession, plain_errors
+
+    with plain_errors():
+        config.pluginmanager.register(TrackSession(config), "workbench-track")

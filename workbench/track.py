@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from models.config import is_preset
 from models.errors import UserError
-from workbench.options import INSTALL_TRACK
+from workbench.options import INSTALL_TRACK, USAGE
 from workbench.request import Request, read_backends
 from workbench.verdict import LEAST_PROCESSES
 
@@ -23,7 +23,7 @@ def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int
     options = ["-p", "workbench.pytest_plugin", "--workbench"]
     options += [f"--workbench-against={against}"] if against is not None else []
     options += [f"--workbench-fail-on={fail_on}"] if fail_on is not None else []
-    return min(int(pytest.main([*options, *more])), 2)
+    return min(int(pytest.main([*options, *more])), USAGE)
 
 
 def read_request(path: Path) -> Request:

@@ -13,11 +13,10 @@ from models.errors import UserError
 from workbench import verdict_lines
 from workbench.against import Judge
 from workbench.caches import digest
-from workbench.cli import find_foreign_package
 from workbench.compare import measure, resolve
 from workbench.entries import Entry, protocol
 from workbench.job import Json
-from workbench.options import INSTALL_TRACK
+from workbench.options import INSTALL_TRACK, USAGE
 from workbench.plan import PlannedRow
 from workbench.progress import Progress
 from workbench.ratios import samples
@@ -28,9 +27,6 @@ from workbench.store import slug
 from workbench.track import read_request
 from workbench.verdict import method
 from workbench.verdict_lines import Judged
-
-REFUSED = 2
-"""Exit code: the input was wrong, or there is nothing to compare with."""
 
 
 class RowFailed(Exception):
@@ -77,8 +73,10 @@ class TrackSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Measure the rows that were selected, in rounds and with progress, before any is replayed."""
+        option = session.config.option
+        broken = session.testsfailed and not option.continue_on_collection_errors
         wanted = {item.name for item in session.items if isinstance(item, Row)}
-        if not wanted or session.config.option.collectonly:
+        if not wanted or option.collectonly or broken:
             return
         with plain_errors():
             for record in measure(self.request, lambda entries: self.select(entries, wanted)):
@@ -199,9 +197,6 @@ def row_name(backend: str, row: Record | PlannedRow) -> str:
 
 def check(config: pytest.Config) -> None:
     """Refuse what cannot work; raises UserError."""
-    foreign = find_foreign_package()
-    if foreign:
-        raise UserError(foreign)
     if not hasattr(config.option, "benchmark_storage"):
         raise UserError(f"pytest-benchmark is missing or switched off: {INSTALL_TRACK}")
     if config.getoption("dist", "no") != "no":
@@ -214,4 +209,4 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        pytest.exit(f"Error: {' '.join(str(error).split())}", returncode=REFUSED)
+        pytest.exit(f"Error: {' '.join(str(error).split())}", returncode=USAGE)

@@ -57,7 +57,7 @@ def judge(base: Processes, later: Processes, floor: float) -> Verdict:
     limit = threshold(floor)
     count = min(len(base), len(later))
     if count < LEAST_PROCESSES:
-        few = f"{count} of at least {LEAST_PROCESSES} processes a side: use --repeats {LEAST_PROCESSES}"
+        few = f"{count} of at least {LEAST_PROCESSES} processes a side: give both --repeats {LEAST_PROCESSES}"
         return Verdict(UNCLEAR, ratio, limit, few)
     if limit > MOST_THRESHOLD:
         return Verdict(UNCLEAR, ratio, limit, NOISY)

@@ -62,7 +62,7 @@ def test_compare_change_something_and_compare_with_the_first_run_then_track(
     (found,) = json.loads(second.stdout)
     check_measured_anew(found, row, records(results))
     assert found["verdict"] == "unclear"
-    assert found["reason"] == "1 of at least 5 processes a side: use --repeats 5"
+    assert found["reason"] == "1 of at least 5 processes a side: give both --repeats 5"
     check_history(workbench)
     check_tracking(workbench, tmp_path)
 

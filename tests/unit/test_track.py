@@ -169,7 +169,7 @@ def test_runs_are_saved_by_device_and_protocol_and_compared(
     assert "Performance has regressed" in done.stderr.str() + done.stdout.str()
 
 
-@pytest.mark.parametrize("part", ["device", "protocol", "weights", "model", None])
+@pytest.mark.parametrize("part", ["device", "protocol", "weights", None])
 def test_a_run_of_other_work_is_refused_before_anything_is_measured(
     pytester: pytest.Pytester, harness: Harness, part: str | None
 ) -> None:
@@ -273,6 +273,23 @@ def test_bad_tables_and_missing_parts_are_one_line(
     done = apart(*RUN, *more)
     expect_refusal(done, *words)
     assert done.stdout.str() == ""
+
+
+def test_a_folder_with_packages_of_the_same_names_is_one_line(
+    pytester: pytest.Pytester, apart: Callable[..., pytest.RunResult]
+) -> None:
+    (pytester.path / "pyproject.toml").write_text(TABLE)
+    (pytester.path / "models").mkdir()
+    (pytester.path / "models" / "__init__.py").touch()
+    expect_refusal(apart(*RUN), "models", str(pytester.path))
+
+
+def test_nothing_is_measured_where_other_tests_cannot_be_collected(
+    pytester: pytest.Pytester, harness: Harness
+) -> None:
+    pytester.makepyfile(test_broken="import nowhere")
+    assert pytester.runpytest(*RUN, "pyproject.toml", "test_broken.py").ret == 2
+    assert harness.asked == []
 
 
 def test_without_its_option_the_plugin_does_and_imports_nothing(

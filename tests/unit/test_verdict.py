@@ -57,7 +57,7 @@ def test_fewer_than_five_processes_a_side_are_unclear_whatever_they_show(few: in
     for base, later in ((QUIET[:few], times(OTHER, 2)), (QUIET, times(OTHER, 2)[:few])):
         found = judge(base, later, floor=0)
         assert found.kind == "unclear"
-        assert found.reason == f"{few} of at least 5 processes a side: use --repeats 5"
+        assert found.reason == f"{few} of at least 5 processes a side: give both --repeats 5"
 
 
 def test_a_machine_that_hides_large_changes_gives_no_verdict() -> None:
