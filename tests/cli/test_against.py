@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import ROOT, Run
 from workbench.floors import calibration_folder
 from workbench.record import Record
 from workbench.store import Store
@@ -23,6 +24,12 @@ context = 32
 device = "cpu"
 repeats = 1
 """
+
+
+@pytest.fixture
+def workbench(workbench: Run) -> Run:
+    """Run commands on one thread, which other programs disturb less."""
+    return partial(workbench, OMP_NUM_THREADS="1")
 
 
 def records(results: Path) -> list[Record]:
@@ -102,6 +109,24 @@ def check_tracking(workbench: Run, folder: Path) -> None:
     shown = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "eager-decode-b1-c32" in shown.stdout
+
+
+def test_track_runs_where_the_plugin_is_installed_and_warnings_are_errors(
+    workbench: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "pyproject.toml").write_text(
+        f"[tool.pytest.ini_options]\nfilterwarnings = ['error']\n{TABLE}"
+    )
+    installed = tmp_path / "site" / "workbench-9.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: workbench\nVersion: 9\n")
+    name = "workbench.pytest_plugin"
+    (installed / "entry_points.txt").write_text(f"[pytest11]\n{name} = {name}\n")
+    (installed / "RECORD").write_text("models/__init__.py,,\nworkbench/__init__.py,,\n")
+    done = workbench("track", "--collect-only", "-q", PYTHONPATH=f"{ROOT}:{installed.parent}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pyproject.toml::eager-prefill-b1-p16\npyproject.toml::eager-decode-b1-c32")
 
 
 @pytest.mark.parametrize(
