@@ -40,8 +40,8 @@ def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
         return floor_of(own)
     if not latest:
         raise UserError(
-            f"the noise of this machine in {record.phase} is not known yet, so {record.name} "
-            f"{short_title(record)} can have no verdict: run `python -m workbench calibrate` first"
+            f"{record.gpu.get('name')} has no noise floor for {record.phase} yet, so {record.name} "
+            f"{short_title(record)} can have no verdict: run `python -m workbench calibrate` there first"
         )
     return max(floor_of(each) for each in latest.values())
 

@@ -4,6 +4,7 @@ Each comparison takes ten processes of an A/A run for the noise floor and five o
 random: what is judged never helped to set its own threshold. A change is planted by scaling one side.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -37,15 +38,16 @@ def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "DRAWS", 1000)
 
 
-def recording(name: str, phase: str) -> Processes:
-    """Return the processes of one phase of a recording; skips where it is not there."""
+def recorded(name: str, phase: str) -> list[Processes]:
+    """Return the processes of each recorded row of a phase; skips where there is no recording."""
     path = DATA / f"{name}.jsonl"
     if not path.exists():
         pytest.skip(f"no recording of {name} yet: run `python -m workbench calibrate --repeats 20` there")
     rows: tuple[Record, ...] = read_whole(path.read_bytes(), str(path))
-    (row,) = (row for row in rows if row.phase == phase)
-    assert len(row.processes) >= PROCESSES
-    return samples(row)
+    found = [samples(row) for row in rows if row.phase == phase]
+    assert found
+    assert all(len(processes) >= PROCESSES for processes in found)
+    return found
 
 
 def made(between: float, seed: int, heavy: bool = False) -> Processes:
@@ -74,22 +76,25 @@ def false_share(found: Counter[str]) -> float:
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_like_processes_raise_no_alarm(name: str, phase: str) -> None:
-    found = verdicts(recording(name, phase), 1.0)
-    assert false_share(found) <= FALSE_AT_MOST, found
+def test_like_processes_raise_no_alarm(name: str, phase: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A noisy machine is given no verdict at all; the rule must hold without that, too.
+    monkeypatch.setattr(verdict, "MOST_THRESHOLD", math.inf)
+    for processes in recorded(name, phase):
+        found = verdicts(processes, 1.0)
+        assert false_share(found) <= FALSE_AT_MOST, found
 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_a_planted_slow_down_of_five_percent_is_found(name: str, phase: str) -> None:
-    processes = recording(name, phase)
-    floor = noise_floor(processes)
-    if floor > QUIET:
-        pytest.skip(
-            f"the noise floor of {name} in {phase} is {floor:.0%}: 5 % are promised up to {QUIET:.0%}"
-        )
-    found = verdicts(processes, 1.05)
-    assert found["slower"] >= FOUND_AT_LEAST * COMPARISONS, found
+    rows = [(noise_floor(processes), processes) for processes in recorded(name, phase)]
+    quiet = [processes for floor, processes in rows if floor <= QUIET]
+    if not quiet:
+        least = min(floor for floor, _ in rows)
+        pytest.skip(f"{name} has a noise floor of {least:.0%} in {phase}: 5 % are promised up to {QUIET:.0%}")
+    for processes in quiet:
+        found = verdicts(processes, 1.05)
+        assert found["slower"] >= FOUND_AT_LEAST * COMPARISONS, found
 
 
 @pytest.mark.parametrize("heavy", [False, True])
