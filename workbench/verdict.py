@@ -49,27 +49,30 @@ class Verdict:
 def judge(base: Processes, later: Processes, floor: float) -> Verdict:
     """Judge later samples against earlier ones, on a machine with this noise floor (a share of the time).
 
-    A change counts if its interval excludes none and its estimate reaches the threshold; sameness counts if
-    the whole interval lies within the threshold. All else is unclear, and so are fewer than five processes a
-    side and a machine whose noise hides changes of a quarter of the time.
+    A change counts if its interval excludes none and its estimate reaches the threshold, by the noise of the
+    very processes judged where that is above the floor. Sameness counts if the whole interval lies within the
+    threshold by the floor alone: noise is no evidence of it. All else is unclear, and so are fewer than five
+    processes a side and a machine whose noise hides changes of a quarter of the time.
     """
     ratio = ratio_interval(base, later)
-    limit = threshold(floor)
+    within = threshold(floor)
     count = min(len(base), len(later))
     if count < LEAST_PROCESSES:
         few = f"{count} of at least {LEAST_PROCESSES} processes a side: give both --repeats {LEAST_PROCESSES}"
-        return Verdict(UNCLEAR, ratio, limit, few)
-    if limit > MOST_THRESHOLD:
-        return Verdict(UNCLEAR, ratio, limit, NOISY)
+        return Verdict(UNCLEAR, ratio, within, few)
+    beyond = max(within, threshold(present_floor(base, later)))
+    if beyond > MOST_THRESHOLD:
+        return Verdict(UNCLEAR, ratio, beyond, NOISY)
     low, middle, high = (math.log(each) for each in (ratio.low, ratio.value, ratio.high))
-    edge = math.log1p(limit)
-    if middle >= edge and low > 0:
-        return Verdict(FASTER, ratio, limit)
-    if middle <= -edge and high < 0:
-        return Verdict(SLOWER, ratio, limit)
-    if -edge <= low and high <= edge:
-        return Verdict(SAME, ratio, limit)
-    return Verdict(UNCLEAR, ratio, limit, advise(count, abs(middle), max(high - middle, middle - low), edge))
+    change, same = math.log1p(beyond), math.log1p(within)
+    if middle >= change and low > 0:
+        return Verdict(FASTER, ratio, beyond)
+    if middle <= -change and high < 0:
+        return Verdict(SLOWER, ratio, beyond)
+    if -same <= low and high <= same:
+        return Verdict(SAME, ratio, within)
+    wanted = abs(middle) if abs(middle) >= change else same - abs(middle)
+    return Verdict(UNCLEAR, ratio, beyond, advise(count, max(high - middle, middle - low), wanted))
 
 
 def threshold(floor: float) -> float:
@@ -77,15 +80,14 @@ def threshold(floor: float) -> float:
     return max(LEAST_CHANGE, FLOORS * floor)
 
 
-def advise(count: int, middle: float, half_width: float, edge: float) -> str:
-    """Say how many processes a side would settle a comparison; logarithms of ratios in.
+def advise(count: int, half_width: float, wanted: float) -> str:
+    """Say how many processes a side would narrow an interval to the half width that settles a comparison.
 
-    An interval narrows with the root of the number of processes, so n' = n (half width / wanted width)**2
-    (Jain, The Art of Computer Systems Performance Analysis, 1991, section 13.9). Wanted is that it excludes
-    0 if the estimate reaches the edge, else that it lies within the edges.
+    It narrows with the root of their number, so n' = n (half width / wanted half width)**2 (Jain, The Art of
+    Computer Systems Performance Analysis, 1991, section 13.9). Wanted is that it excludes no change where the
+    estimate reaches the threshold, else that it lies within the threshold. Both are logarithms of ratios.
     """
-    wanted = middle if middle >= edge else edge - middle
-    needed = math.inf if wanted == 0 else count * (half_width / wanted) ** 2
+    needed = count * (half_width / wanted) ** 2 if wanted > 0 else math.inf
     if needed > MOST_PROCESSES:
         return (
             f"over {MOST_PROCESSES} processes a side would be needed to settle it: make the machine quieter"
@@ -108,6 +110,12 @@ def noise_floor(processes: Processes) -> float:
     drawn = medians[np.random.default_rng(0).permuted(order, axis=1)[:, :LEAST_CALIBRATION]]
     one, other = (np.median(side, axis=1) for side in np.split(drawn, 2, axis=1))
     return math.expm1(percentile(np.abs(one - other).tolist(), 100 * CONFIDENCE))
+
+
+def present_floor(base: Processes, later: Processes) -> float:
+    """Return the noise floor by the processes of both sides, each relative to its own side's median."""
+    sides = [[median(samples) for samples in side] for side in (base, later)]
+    return noise_floor([(value / median(side),) for side in sides for value in side])
 
 
 def unlike(one: Record, other: Record) -> str | None:

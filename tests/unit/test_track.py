@@ -45,11 +45,11 @@ def read(folder: Path, text: str) -> Request:
     return read_request(path)
 
 
-def test_table_becomes_a_request_with_five_fresh_processes(tmp_path: Path) -> None:
+def test_table_becomes_a_request_with_seven_fresh_processes(tmp_path: Path) -> None:
     request = read(tmp_path, TABLE)
     assert request.backends == (("eager", {}), ("compile", {"mode": "default"}))
     assert (request.prompts, request.contexts, request.batches) == ((16,), (32,), None)
-    assert (request.repeats, request.again, request.results) == (5, True, tmp_path / "results")
+    assert (request.repeats, request.again, request.results) == (7, True, tmp_path / "results")
     assert read(tmp_path, TABLE + 'model = "my"\nrepeats = 9').model == str(tmp_path / "my")
 
 
