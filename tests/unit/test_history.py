@@ -50,7 +50,7 @@ def test_a_step_is_found_with_its_interval_and_what_changed() -> None:
 def test_a_level_time_has_no_step() -> None:
     generator = np.random.default_rng(0)
     # Two records differ by less than the floor 95 times in 100, so each scatters by about a third of it.
-    levels = np.exp(0.007 / 3 * generator.standard_normal((200, 50)))
+    levels = np.exp(0.007 / 3 * generator.standard_normal((60, 50)))
     assert not any(change_points(level, threshold(0.007)) for level in levels)
 
 
