@@ -96,6 +96,7 @@ def write(rows: Sequence[Judged], name: str, form: str) -> None:
         print(verdict_lines.markdown(rows, name))
     else:
         console = report.stdout()
-        console.print("Held equal:", *(f"  {line}" for line in report.held_equal(rows[0].record)), sep="\n")
+        held = report.held_equal([each.record for each in rows])
+        console.print("Held equal:", *(f"  {line}" for line in held), sep="\n")
         console.print(verdict_lines.table(rows, name))
         console.print(*verdict_lines.remarks(rows), sep="\n")

@@ -9,7 +9,7 @@ from models.errors import UserError
 from workbench.ratios import workload_of
 from workbench.record import Record
 from workbench.report import short_title
-from workbench.store import Store, parse_rows
+from workbench.store import Store, parse_strictly, read_strictly
 from workbench.verdict import unlike
 
 
@@ -53,7 +53,7 @@ def find_earlier(name: str, store: Store, path: Path) -> Earlier:
     Raises UserError if the name is none of these, or what it names is no results.
     """
     if Path(name).is_file():
-        return Earlier(name, read_whole(Path(name).read_bytes(), name))
+        return Earlier(name, some(read_strictly(Path(name)), name))
     if name.endswith(".jsonl"):
         raise UserError(f"--against {name!r}: there is no such file")
     known = store.read_all()
@@ -67,7 +67,8 @@ def find_earlier(name: str, store: Store, path: Path) -> Earlier:
             f"--against {name!r}: neither a run in {store.root}, a .jsonl file, nor a Git revision "
             f"that has {path}{last}"
         )
-    return Earlier(f"{path} as of {name}", read_whole(committed, f"{name}:{path}"))
+    called = f"{path} as of {name}"
+    return Earlier(called, some(parse_strictly(committed, called), called))
 
 
 def newest(records: Sequence[Record]) -> str:
@@ -75,15 +76,11 @@ def newest(records: Sequence[Record]) -> str:
     return max(records, key=lambda record: record.created).run
 
 
-def read_whole(text: bytes, name: str) -> tuple[Record, ...]:
-    """Read every row of a file that is not ours to repair; raises UserError if a line is none."""
-    rows, broken = parse_rows(text, name)
-    if broken:
-        number, _, why = broken[0]
-        raise UserError(f"{name}:{number} is no result ({why}): name a file that `compare` has written")
-    if not rows:
+def some(records: Sequence[Record], name: str) -> tuple[Record, ...]:
+    """Return the records; raises UserError if there are none."""
+    if not records:
         raise UserError(f"{name} has no rows: name a file that `compare` has written")
-    return tuple(rows)
+    return tuple(records)
 
 
 def show(revision: str, path: Path) -> bytes | None:

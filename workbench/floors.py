@@ -14,10 +14,12 @@ from workbench.record import Record
 from workbench.report import short_title
 from workbench.verdict import LEAST_CALIBRATION, noise_floor, unlike
 
+CALIBRATION = "calibration"
+
 
 def calibration_folder(results: Path) -> Path:
     """Name the folder of the A/A runs that go with a results folder."""
-    return results / "calibration"
+    return results / CALIBRATION
 
 
 def floor_of(record: Record) -> float:

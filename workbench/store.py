@@ -115,12 +115,20 @@ class Store:
 
 def read_strictly(path: Path) -> list[Record]:
     """Read a file that may not be ours and change nothing; raises StoreError at a line that is no row."""
-    rows, broken = _parse(path)
+    return _refuse_broken(str(path), *_parse(path))
+
+
+def parse_strictly(text: bytes, name: str) -> list[Record]:
+    """Read the text of results called `name` likewise; raises StoreError."""
+    return _refuse_broken(name, *_parse_rows(text, name))
+
+
+def _refuse_broken(name: str, rows: list[Record], broken: list[tuple[int, bytes, str]]) -> list[Record]:
     if broken:
         number, _, why = broken[0]
         what = "no records file" if not rows else "truncated or damaged"
         raise StoreError(
-            f"{path}:{number} is no result ({why}): the file is {what}; name others, or remove that line"
+            f"{name}:{number} is no result ({why}): the file is {what}; name others, or remove that line"
         )
     return rows
 
@@ -133,10 +141,10 @@ def _parse(path: Path) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
         return [], []
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check that it is yours to read") from error
-    return parse_rows(text, str(path))
+    return _parse_rows(text, str(path))
 
 
-def parse_rows(text: bytes, name: str) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
+def _parse_rows(text: bytes, name: str) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
     """Read rows and broken lines (number, bytes, why) from the text of the results called `name`.
 
     Raises StoreError where they are of a newer workbench.

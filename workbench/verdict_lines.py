@@ -97,7 +97,8 @@ def table(rows: Sequence[Judged], name: str) -> Table:
 
 def markdown(rows: Sequence[Judged], name: str) -> str:
     """Write the same as Markdown."""
-    lines = [f"- {line}" for line in held_equal(rows[0].record)] + ["", f"**against {name}**", ""]
+    lines = [f"- {line}" for line in held_equal([each.record for each in rows])]
+    lines += ["", f"**against {name}**", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(each)) + " |" for each in rows]
     return "\n".join([*lines, "", *(f"- {line}" for line in remarks(rows))])

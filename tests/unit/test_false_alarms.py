@@ -13,9 +13,8 @@ import pytest
 
 from models.errors import UserError
 from workbench import statistics, verdict
-from workbench.earlier import read_whole
 from workbench.ratios import samples
-from workbench.record import Record
+from workbench.store import parse_strictly, read_strictly
 from workbench.verdict import LEAST_CALIBRATION, LEAST_PROCESSES, judge, noise_floor
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -43,8 +42,7 @@ def recorded(name: str, phase: str) -> list[Processes]:
     path = DATA / f"{name}.jsonl"
     if not path.exists():
         pytest.skip(f"no recording of {name} yet: run `python -m workbench calibrate --repeats 20` there")
-    rows: tuple[Record, ...] = read_whole(path.read_bytes(), str(path))
-    found = [samples(row) for row in rows if row.phase == phase]
+    found = [samples(row) for row in read_strictly(path) if row.phase == phase]
     assert found
     assert all(len(processes) >= PROCESSES for processes in found)
     return found
@@ -115,4 +113,4 @@ def test_a_slow_down_is_found_and_sameness_too_on_a_quiet_machine(seed: int) -> 
 def test_a_recording_cut_short_is_refused() -> None:
     whole = (DATA / "amd-epyc.jsonl").read_bytes()
     with pytest.raises(UserError, match="cut:1 is no result"):
-        read_whole(whole[:1000], "cut")
+        parse_strictly(whole[:1000], "cut")

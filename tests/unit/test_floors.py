@@ -1,13 +1,16 @@
 """Which A/A run a row's noise floor is taken from."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.floors import find_floor, floor_of
+from workbench.floors import calibration_folder, find_floor, floor_of
+from workbench.publish import read_records
 from workbench.record import ProcessRun, Record
+from workbench.store import Store
 
 GPU = {"name": "Test CPU", "threads": 2, "uuid": "here"}
 
@@ -38,6 +41,13 @@ def test_any_other_row_has_the_highest_floor_of_its_phase() -> None:
         calibration(0.2, phase="prefill", clock="drained", prompt=64, context=None, steps=None),
     ]
     assert find_floor(ROW, others) == floor_of(others[1])
+
+
+def test_runs_of_the_same_code_are_no_rows_of_a_report(tmp_path: Path) -> None:
+    Store(tmp_path, print).append(ROW)
+    Store(calibration_folder(tmp_path), print).append(calibration())
+    assert len(read_records([tmp_path])) == 1
+    assert len(read_records([calibration_folder(tmp_path)])) == 1
 
 
 @pytest.mark.parametrize(
