@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from workbench import options, tracking
+
 app = typer.Typer(
     name="workbench",
     no_args_is_help=True,
@@ -20,10 +22,6 @@ app = typer.Typer(
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
 
-FAILED = 1
-"""Exit code: a row asked for by name has no time."""
-USAGE = 2
-"""Exit code: the input was wrong."""
 INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
 
@@ -46,69 +44,47 @@ class ReportFormat(StrEnum):
     parquet = "parquet"
 
 
-class ListFormat(StrEnum):
-    """How the list of backends is written to stdout."""
-
-    table = "table"
-    json = "json"
-
-
 @app.command()
 def backends(
-    format: Annotated[ListFormat, typer.Option(help="How to write the list.")] = ListFormat.table,
-    python: Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")] = [],  # noqa: B006
+    format: options.Listing = options.ListFormat.table,
+    python: options.Python = [],  # noqa: B006
 ) -> None:
     """List every backend: usable or why not, how to install it, versions, devices, dtypes."""
     from workbench.listing import print_backends
     from workbench.request import read_pythons
 
-    print_backends(read_pythons(python), as_json=format is ListFormat.json)
+    print_backends(read_pythons(python), as_json=format is options.ListFormat.json)
 
 
 @app.command()
 def compare(
-    backends: Annotated[
-        str | None, typer.Option(help="a,b[option=value]: which backends. Default: every usable one.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A preset, or a folder with config.json and *.safetensors.")
-    ] = None,
-    phases: Annotated[str | None, typer.Option(help="prefill,decode. Default: both.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Sequences, a list. Default: 1.")] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Tokens a sequence of a prefill, a list. Default: 64, on a GPU 512.")
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(help="Cached positions before a decode, a list. Default: 128, on a GPU 1024."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Decode steps in one sample. Default: 32, on a GPU 64.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32, on a GPU bfloat16.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
-    repeats: Annotated[
-        int | None, typer.Option(help="Processes a row is measured in. Default: 2, on a GPU 3.")
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
-    ] = None,
+    backends: options.Backends = None,
+    model: options.Model = None,
+    phases: options.Phases = None,
+    batch: options.Batch = None,
+    prompt: options.Prompt = None,
+    context: options.Context = None,
+    steps: options.Steps = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "auto",
+    repeats: options.Repeats = None,
+    baseline: options.Baseline = None,
     again: Annotated[bool, typer.Option("--again", help="Measure rows anew that are already there.")] = False,
-    results: Annotated[Path, typer.Option(help="Where rows are kept.")] = Path("results"),
+    against: options.Against = None,
+    results: options.Results = Path("results"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print under each table what its rows ran on the GPU.")
     ] = False,
-    python: Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")] = [],  # noqa: B006
+    python: options.Python = [],  # noqa: B006
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the rows and an estimate of time and memory.")
     ] = False,
 ) -> None:
     """Time the same prefill and decode work on each backend and say which is fastest.
 
-    Exit code 1 if a row of a backend asked for by name has no time, 2 if the input was wrong.
+    Exit code 1 if a row of a backend asked for by name has no time or, with --against, is slower; 2 if the
+    input was wrong or there is nothing to compare with.
     """
     from workbench import compare as comparison
     from workbench import request as requests
@@ -125,14 +101,24 @@ def compare(
         device=device,
         repeats=repeats,
         baseline=baseline,
-        again=again,
+        again=again or against is not None,
         results=results,
         pythons=requests.read_pythons(python),
     )
     if dry_run:
         comparison.preview(request, format.value)
+    elif against is not None:
+        from workbench.against import compare_against
+
+        if not compare_against(request, against, format.value):
+            raise typer.Exit(options.FAILED)
     elif not comparison.compare(request, format.value, kernels):
-        raise typer.Exit(FAILED)
+        raise typer.Exit(options.FAILED)
+
+
+app.command()(tracking.calibrate)
+app.command(context_settings=tracking.PASS_ON)(tracking.track)
+app.command()(tracking.history)
 
 
 @app.command()
@@ -147,10 +133,8 @@ def report(
     format: Annotated[
         ReportFormat, typer.Option(help="A page for a browser, Markdown, or a table for notebooks.")
     ] = ReportFormat.html,
-    baseline: Annotated[
-        str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
-    ] = None,
-    results: Annotated[Path, typer.Option(help="Where rows are kept.")] = Path("results"),
+    baseline: options.Baseline = None,
+    results: options.Results = Path("results"),
 ) -> None:
     """Write what was measured as one page that opens offline, or as a table; measures nothing."""
     from workbench.publish import publish
@@ -190,7 +174,7 @@ def complain(message: str) -> int:
 
         traceback.print_exc()
     print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE
+    return options.USAGE
 
 
 def find_foreign_package() -> str | None:

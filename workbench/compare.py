@@ -1,6 +1,6 @@
 """The main job, from the request to the printed result: read it as the table of contents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -11,7 +11,7 @@ from workbench import dryrun, report
 from workbench.caches import LOCKS
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant, choose
-from workbench.entries import enter
+from workbench.entries import Entry, enter
 from workbench.locks import DeviceLock
 from workbench.machine import Device, describe, resolve_device
 from workbench.plan import PlannedGroup, plan
@@ -25,20 +25,28 @@ from workbench.store import Store
 
 def compare(request: Request, form: str, kernels: bool = False) -> bool:
     """Measure what is missing, print every row; returns whether every row asked for by name has a time."""
+    records = measure(request)
+    write(records, request.baseline, form, kernels)
+    return request.backends is None or all(record.timed for record in records)
+
+
+def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = list) -> list[Record]:
+    """Measure what is missing of the rows that `select` leaves, and return them all.
+
+    `select` is asked before anything is measured; raises UserError, as it may too.
+    """
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
         contestants = invite(request, settings)
         source = prepare(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
         with DeviceLock(device, LOCKS):
-            entries = enter(settings, device, source, store, contestants, groups, request.again)
+            entries = select(enter(settings, device, source, store, contestants, groups, request.again))
             if request.again:
                 for entry in entries:
                     store.forget(device.name, entry.key)
             Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
-    records = [entry.record for entry in entries if entry.record is not None]
-    write(records, request.baseline, form, kernels)
-    return request.backends is None or all(record.timed for record in records)
+    return [entry.record for entry in entries if entry.record is not None]
 
 
 def preview(request: Request, form: str) -> None:
@@ -88,3 +96,5 @@ def write(records: Sequence[Record], baseline: str | None, form: str, kernels: b
         print(report.markdown(result))
     else:
         report.print_table(result, report.stdout())
+    if form in ("table", "md") and any(record.timed for record in records):
+        print(f"\n{report.run_line(records)}")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from models.errors import UserError
 from workbench import report, units
+from workbench.floors import CALIBRATION
 from workbench.progress import Progress
 from workbench.record import Record
 from workbench.report import Report
@@ -77,9 +78,10 @@ def read_records(places: Sequence[Path]) -> list[Record]:
 
 
 def list_files(place: Path) -> list[Path]:
-    """List the records files of a folder, or the one file that is named."""
+    """List the records files of a folder, less its A/A runs, or the one file that is named."""
     if place.is_dir():
-        return sorted(path for path in place.rglob("*.jsonl") if path.is_file())
+        files = sorted(path for path in place.rglob("*.jsonl") if path.is_file())
+        return [path for path in files if CALIBRATION not in path.relative_to(place).parts]
     if not place.exists():
         raise UserError(f"there is no {place}: name .jsonl files or folders that `compare` wrote")
     return [place]

@@ -172,8 +172,13 @@ def device_identity(record: Record) -> Json:
     Two cards of one name are one kind if they may run as fast: under the same power limit, with the same
     highest clocks, and with ECC alike. A limit that is unknown is not taken for the same as a known one.
     """
+    return device_kind(record.device, record.gpu)
+
+
+def device_kind(device: str, gpu: Json) -> Json:
+    """Name the kind of a device, `cpu` or `cuda:N`, by what `machine.Device.identity` says of it."""
     names = ("name", "threads", "power_limit_w", "ecc", "max_sm_mhz", "max_memory_mhz")
-    return {"device": record.device.split(":")[0], **{name: record.gpu.get(name) for name in names}}
+    return {"device": device.split(":")[0], **{name: gpu.get(name) for name in names}}
 
 
 def row_key(record: Record) -> str:

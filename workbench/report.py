@@ -14,6 +14,7 @@ from rich.table import Table
 from workbench import datasheets, units
 from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
+from workbench.plan import PlannedRow
 from workbench.ratios import Ratio, compare_rows, workload_of
 from workbench.record import Record, to_json
 
@@ -98,7 +99,7 @@ def title(record: Record) -> str:
     return f"decode, batch {record.batch}, context {record.context}, mean of {record.steps} chained steps"
 
 
-def short_title(record: Record) -> str:
+def short_title(record: Record | PlannedRow) -> str:
     """Name a workload in a note: `decode b1 c128`, `prefill b8 p512`."""
     length = f"p{record.prompt}" if record.phase == "prefill" else f"c{record.context}"
     return f"{record.phase} b{record.batch} {length}"
@@ -186,6 +187,12 @@ def notes(records: Sequence[Record]) -> list[str]:
         if len({each.run for each in rivals}) > 1:
             found.setdefault(MIXED, {})[short_title(record)] = None
     return [f"{', '.join(names)}: {line}" for line, names in found.items()]
+
+
+def run_line(records: Sequence[Record]) -> str:
+    """Name the runs that the rows are of, as `--against` takes them, oldest first."""
+    runs = sorted({record.run for record in records if record.timed})
+    return f"measured in {', '.join(runs)}: `compare --against RUN` measures anew and judges by one of these"
 
 
 def print_table(report: Report, console: Console) -> None:

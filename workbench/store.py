@@ -115,12 +115,20 @@ class Store:
 
 def read_strictly(path: Path) -> list[Record]:
     """Read a file that may not be ours and change nothing; raises StoreError at a line that is no row."""
-    rows, broken = _parse(path)
+    return _refuse_broken(str(path), *_parse(path))
+
+
+def parse_strictly(text: bytes, name: str) -> list[Record]:
+    """Read the text of results called `name` likewise; raises StoreError."""
+    return _refuse_broken(name, *_parse_rows(text, name))
+
+
+def _refuse_broken(name: str, rows: list[Record], broken: list[tuple[int, bytes, str]]) -> list[Record]:
     if broken:
         number, _, why = broken[0]
         what = "no records file" if not rows else "truncated or damaged"
         raise StoreError(
-            f"{path}:{number} is no result ({why}): the file is {what}; name others, or remove that line"
+            f"{name}:{number} is no result ({why}): the file is {what}; name others, or remove that line"
         )
     return rows
 
@@ -133,26 +141,34 @@ def _parse(path: Path) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
         return [], []
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; check that it is yours to read") from error
+    return _parse_rows(text, str(path))
+
+
+def _parse_rows(text: bytes, name: str) -> tuple[list[Record], list[tuple[int, bytes, str]]]:
+    """Read rows and broken lines (number, bytes, why) from the text of the results called `name`.
+
+    Raises StoreError where they are of a newer workbench.
+    """
     rows: list[Record] = []
     broken = []
     for number, line in enumerate(text.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(_parse_line(path, line))
+            rows.append(_parse_line(name, line))
         except ValueError as error:
             broken.append((number, line, str(error).splitlines()[0]))
     return rows, broken
 
 
-def _parse_line(path: Path, line: bytes) -> Record:
+def _parse_line(name: str, line: bytes) -> Record:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("not an object")
     schema = row.get("schema")
     if isinstance(schema, int) and schema > records.SCHEMA:
         raise StoreError(
-            f"{path} was written by a newer workbench (schema {schema}): update this one to read it"
+            f"{name} was written by a newer workbench (schema {schema}): update this one to read it"
         )
     return records.from_json(row)
 

@@ -29,7 +29,7 @@ JUNK = (
     "workbench/__pycache__/left.cpython-311.pyc",
 )
 EXTRAS = {"eager", "compile", "xla", "xla-cuda", "tvm", "iree", "onnxruntime", "onnxruntime-cuda"}
-EXTRAS |= {"flashinfer", "trtllm", "kernels", "import", "report", "parquet", "cpu", "dev"}
+EXTRAS |= {"flashinfer", "trtllm", "kernels", "import", "report", "parquet", "track", "cpu", "dev"}
 COMMANDS = (("backends",), ("compare", "--dry-run", "--backends", "null"), ("--help",))
 
 
@@ -154,6 +154,13 @@ def test_version_is_written_once(metadata: Message, wheel: Path, built: Path) ->
 
 def test_extras_are_named_by_backend(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
+
+
+def test_pytest_finds_the_plugin_under_the_name_of_its_module(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        text = archive.read(name).decode()
+    assert "[pytest11]\nworkbench.pytest_plugin = workbench.pytest_plugin" in text
 
 
 @pytest.mark.parametrize("extra", ["eager", "compile"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
 from backends.contract import Engine
 from backends.registry import ENTRY_POINTS, REQUIRED, check_options, find, names, parse_list
@@ -33,17 +34,14 @@ def test_file_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_options_are_those_of_the_commands(environment: dict[str, str]) -> None:
+def test_options_are_those_of_our_commands_and_of_pytest(environment: dict[str, str]) -> None:
     named = set(OPTION.findall(TEXT))
-    known = set()
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__  # type: ignore[union-attr]
-        asked = [sys.executable, "-m", "workbench", name, "--help"]
-        wide = environment | {"COLUMNS": "200", "TERM": "dumb"}
-        done = subprocess.run(asked, cwd=ROOT, env=wide, capture_output=True, text=True, check=True)
-        known |= set(OPTION.findall(done.stdout))
-    assert {"--backends", "--model", "--dry-run", "--out"} <= named
-    assert named <= known
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    ours = {option for command in commands for each in command.params for option in each.opts}
+    command = [sys.executable, "-m", "pytest", "-p", "workbench.pytest_plugin", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert {"--backends", "--model", "--dry-run", "--out", "--against"} <= named
+    assert named <= ours | set(OPTION.findall(done.stdout))
 
 
 def test_statuses_are_those_of_the_record() -> None:

@@ -1,0 +1,139 @@
+"""Rows judged by earlier ones, and how verdicts are written."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.contract import Probe
+from models.errors import UserError
+from tests.unit.builders import record
+from workbench import against
+from workbench.against import Judge, compare_against
+from workbench.changes import changes
+from workbench.contestants import Contestant
+from workbench.entries import Entry
+from workbench.floors import calibration_folder
+from workbench.plan import PlannedGroup, PlannedRow
+from workbench.record import ProcessRun, Record
+from workbench.request import Request
+from workbench.store import Store
+
+GPU = {"name": "Test GPU", "uuid": "GPU-1", "driver": "580", "power_limit_w": 700}
+HOT = {"reasons": {"hw_thermal_slowdown": 0.2}, "temperature_c": {"high": 91}}
+
+
+def row(sample_s: float = 1.0, count: int = 5, clocks: Any = None, **changes: Any) -> Record:
+    """Return a GPU row of some processes that hardly differ."""
+    runs = tuple(
+        ProcessRun(tuple(sample_s * (1 + (index + place) / 5000) for place in range(5)), clocks=clocks or {})
+        for index in range(count)
+    )
+    return record(**({"gpu": GPU, "device": "cuda:0", "processes": runs} | changes))
+
+
+def entry(found: Record) -> Entry:
+    planned = PlannedRow("decode", 1, 128, 32)
+    group: Any = PlannedGroup(None, (planned,))  # type: ignore[arg-type]
+    return Entry(Contestant(found.backend, {}, sys.executable, Probe()), group, planned, found)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Return results with one row, of a machine with hardly any noise."""
+    Store(tmp_path, print).append(row(run="first", workbench="0+a"))
+    Store(calibration_folder(tmp_path), print).append(row(count=10))
+    return tmp_path
+
+
+def judged(results: Path, later: Record) -> Any:
+    judge = Judge("first", results)
+    judge.settle([entry(later)])
+    return judge.judge(later)
+
+
+@pytest.mark.parametrize(
+    ("later", "kind", "regressed"),
+    [
+        (row(), "same", False),
+        (row(1.05), "slower", True),
+        (row(0.95), "faster", False),
+        (row(1.05, count=4), "unclear", False),
+        (row(1.05, clocks=HOT), "unclear", False),
+        (row(1.0, clocks=HOT), "same", False),
+    ],
+)
+def test_rows_are_judged_by_their_earlier_ones(
+    results: Path, later: Record, kind: str, regressed: bool
+) -> None:
+    found = judged(results, later)
+    assert (found.verdict.kind, found.regressed) == (kind, regressed)
+
+
+def test_a_row_that_lost_its_time_has_regressed(results: Path) -> None:
+    judge = Judge("first", results)
+    judge.settle([entry(row())])
+    found = judge.judge(row(status="crashed", reason="killed", time_s=None, processes=()))
+    assert found.base is not None
+    assert found.regressed
+
+
+def test_what_cannot_be_judged_is_refused_before_anything_is_measured(results: Path) -> None:
+    with pytest.raises(UserError, match="no row of compile"):
+        Judge("first", results).settle([entry(row(backend="compile"))])
+    elsewhere = row(gpu=GPU | {"uuid": "GPU-2"})
+    with pytest.raises(UserError, match="run `python -m workbench calibrate`"):
+        Judge("first", results).settle([entry(elsewhere)])
+
+
+MISSING = row(backend="absent", status="missing", reason="not installed", time_s=None, processes=())
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "md"])
+def test_verdicts_are_written_in_every_form(
+    results: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    later = row(1.05, run="second", workbench="0+b")
+
+    def measure(request: Request, select: Any) -> list[Record]:
+        assert request.again
+        missing = entry(MISSING)
+        missing.record = MISSING
+        select([entry(later), missing])
+        return [later, MISSING]
+
+    monkeypatch.setattr(against, "measure", measure)
+    assert compare_against(Request(results=results), "first", form) is False
+    printed = capsys.readouterr().out
+    if form == "json":
+        slower, missing = json.loads(printed)
+        assert (slower["verdict"], missing["verdict"]) == ("slower", None)
+        assert slower["runs"] == {"before": "first", "now": "second"}
+        assert slower["changes"] == ["workbench 0+a -> 0+b"]
+        assert missing["reason"] == "missing: not installed"
+    elif form == "csv":
+        rows = list(csv.DictReader(io.StringIO(printed)))
+        assert [each["verdict"] for each in rows] == ["slower", "missing"]
+        assert float(rows[0]["ratio_low"]) < 1 / 1.05 < float(rows[0]["ratio_high"])
+    else:
+        for part in ("against run first", "slower", "0.952x [0.95", "2.0 %", "changed: workbench 0+a -> 0+b"):
+            assert part in printed
+        assert "absent decode b1 c128: missing: not installed" in printed
+
+
+def test_changes_name_versions_driver_and_code() -> None:
+    before = row(versions={"torch": "2.11", "triton": "3"}, gpu=GPU | {"driver": "570"})
+    after = row(versions={"torch": "2.13", "numpy": "2"}, workbench="1", provenance="patched: x")
+    assert changes(before, after) == [
+        "torch 2.11 -> 2.13",
+        "triton 3 -> none",
+        "driver 570 -> 580",
+        "provenance stock -> patched: x",
+        "workbench 0 -> 1",
+        "numpy none -> 2",
+    ]
+    assert changes(before, before) == []

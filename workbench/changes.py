@@ -1,0 +1,22 @@
+"""What is not the same about two records of one row, besides their times. Pure."""
+
+from workbench.record import Record
+
+ABSENT = "none"
+
+
+def changes(before: Record, after: Record) -> list[str]:
+    """List what changed: `torch 2.11 -> 2.13`, the driver, the code that numbers depend on."""
+    earlier, later = facts(before), facts(after)
+    return [
+        f"{name} {earlier.get(name, ABSENT)} -> {later.get(name, ABSENT)}"
+        for name in dict.fromkeys([*earlier, *later])
+        if earlier.get(name) != later.get(name)
+    ]
+
+
+def facts(record: Record) -> dict[str, str]:
+    """Name what a record's time may depend on and rows may be compared across."""
+    driver = record.gpu.get("driver")
+    others = {"driver": driver, "provenance": record.provenance, "workbench": record.workbench}
+    return record.versions | {name: value for name, value in others.items() if value}

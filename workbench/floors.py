@@ -1,0 +1,58 @@
+"""The machine's own noise: A/A runs that `calibrate` has kept, and the noise floor of a row by them.
+
+They lie under `results/calibration/` as ordinary records, samples and all, so that they travel with the rows
+they judge, can be checked by anybody, and need no reader of their own. `compare` never takes them for rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from models.errors import UserError
+from workbench.ratios import samples, workload_of
+from workbench.record import Record
+from workbench.report import short_title
+from workbench.verdict import LEAST_CALIBRATION, noise_floor, unlike
+
+CALIBRATION = "calibration"
+
+
+def calibration_folder(results: Path) -> Path:
+    """Name the folder of the A/A runs that go with a results folder."""
+    return results / CALIBRATION
+
+
+def floor_of(record: Record) -> float:
+    """Return the noise floor of an A/A row, as a share of its time."""
+    return noise_floor(samples(record))
+
+
+def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
+    """Return the noise floor for a row: its own on this machine, else the highest of its phase there.
+
+    Raises UserError if nothing of that phase was calibrated by the same protocol.
+    """
+    latest = {
+        (each.name, each.model, each.dtype, workload_of(each)): each
+        for each in calibrated
+        if each.timed and len(each.processes) >= LEAST_CALIBRATION and same_machine(each, record)
+    }
+    own = latest.get((record.name, record.model, record.dtype, workload_of(record)))
+    if own is not None:
+        return floor_of(own)
+    if not latest:
+        raise UserError(
+            f"{record.gpu.get('name')} has no noise floor for {record.phase} yet, so {record.name} "
+            f"{short_title(record)} can have no verdict: run `python -m workbench calibrate` there first"
+        )
+    return max(floor_of(each) for each in latest.values())
+
+
+def same_machine(calibration: Record, record: Record) -> bool:
+    """Whether an A/A row tells of a row's noise: the same phase by the same protocol on the same machine."""
+    alike = replace(calibration, **{name: getattr(record, name) for name in WORK})
+    return unlike(alike, record) is None and calibration.gpu.get("uuid") == record.gpu.get("uuid")
+
+
+WORK = ("model", "weights", "batch", "prompt", "context", "steps", "dtype")
+"""What a row's noise floor may be taken across."""

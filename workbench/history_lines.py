@@ -1,0 +1,104 @@
+"""Histories as people and programs read them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from workbench import units
+from workbench.history import History, Step
+from workbench.record import Record
+from workbench.report import short_title, stdout
+from workbench.statistics import Interval
+from workbench.verdict import SAME, UNCLEAR, Verdict
+
+COLUMNS = ("finished", "run", "code", "processes", "time", "step")
+
+
+def write(rows: Sequence[History], as_json: bool) -> None:
+    """Print rows with their steps to stdout."""
+    if as_json:
+        print(json.dumps([facts(row) for row in rows], indent=1))
+        return
+    console = stdout()
+    for row in rows:
+        print_row(row, console)
+
+
+def print_row(history: History, console: Console) -> None:
+    """Print the records of one row, and under them its steps."""
+    records, steps = history.records, history.steps
+    table = Table(title=title(records[0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
+    at = {step.index: step for step in steps}
+    for index, record in enumerate(records):
+        table.add_row(*cells(record), change_text(at[index].verdict) if index in at else "")
+    console.print(table)
+    for step in steps:
+        console.print(f"  {step_line(records[step.index], step)}")
+    if not steps:
+        console.print(f"  no step in {len(records)} records")
+
+
+def title(record: Record) -> str:
+    """Name a row and where it runs."""
+    return f"{record.name} {short_title(record)}, {record.model} {record.dtype}, {record.gpu.get('name')}"
+
+
+def cells(record: Record) -> list[str]:
+    """Write one record in the order of COLUMNS, less the step."""
+    time = record.time_s
+    assert time is not None
+    spread = units.interval(time.low, time.high, time.median)
+    created = record.created[:16].replace("T", " ")
+    count = str(len(record.processes))
+    return [created, record.run, record.workbench, count, f"{units.seconds(time.median)} {spread}"]
+
+
+def step_line(record: Record, step: Step) -> str:
+    """Write one step: `2026-03-01 torch 2.11 -> 2.13: -3.1 % [-3.7, -2.6]`."""
+    changed = ", ".join(step.changes) or "nothing that a record knows of changed"
+    reason = f": {step.verdict.reason}" if step.verdict.reason else ""
+    doubt = f" ({step.verdict.kind}{reason})" if step.verdict.kind in (SAME, UNCLEAR) else ""
+    return f"{record.created[:10]} {changed}: {change_text(step.verdict)}{doubt}"
+
+
+def change_text(verdict: Verdict) -> str:
+    """Write by how much the time changed, with its interval."""
+    change = change_of(verdict)
+    value, low, high = (100 * each for each in (change.value, change.low, change.high))
+    return f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]"
+
+
+def change_of(verdict: Verdict) -> Interval:
+    """Turn the ratio of a verdict into the change of the time, a share of it: below 0 is faster."""
+    ratio = verdict.ratio
+    return Interval(1 / ratio.value - 1, 1 / ratio.high - 1, 1 / ratio.low - 1)
+
+
+def facts(history: History) -> dict[str, object]:
+    """Return one row's history as plain values."""
+    records = history.records
+    names = ("run", "created", "workbench", "versions")
+    return {
+        "row": title(records[0]),
+        "records": [
+            {name: getattr(record, name) for name in names}
+            | {"time_s": asdict(record.time_s) if record.time_s else None, "processes": len(record.processes)}
+            for record in records
+        ],
+        "steps": [
+            {
+                "run": records[step.index].run,
+                "change": asdict(change_of(step.verdict)),
+                "verdict": step.verdict.kind,
+                "reason": step.verdict.reason,
+                "changes": step.changes,
+            }
+            for step in history.steps
+        ],
+    }

@@ -1,0 +1,53 @@
+"""What several commands may be given, written once. Imports next to nothing, like the command line itself."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FAILED = 1
+"""Exit code: a row asked for by name has no time, or is slower than it was."""
+
+
+USAGE = 2
+"""Exit code: the input was wrong, or there is nothing to compare with."""
+INSTALL_TRACK = "install it: pip install 'workbench[track]'"
+"""What to do where a library is missing that tracking needs."""
+
+
+class ListFormat(StrEnum):
+    """How a list is written to stdout."""
+
+    table = "table"
+    json = "json"
+
+
+Listing = Annotated[ListFormat, typer.Option(help="How to write the result.")]
+Backends = Annotated[
+    str | None, typer.Option(help="a,b[option=value]: which backends. Default: every usable one.")
+]
+Model = Annotated[str | None, typer.Option(help="A preset, or a folder with config.json and *.safetensors.")]
+Phases = Annotated[str | None, typer.Option(help="prefill,decode. Default: both.")]
+Batch = Annotated[str | None, typer.Option(help="Sequences, a list. Default: 1.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="Tokens a sequence of a prefill, a list. Default: 64, on a GPU 512.")
+]
+Context = Annotated[
+    str | None, typer.Option(help="Cached positions before a decode, a list. Default: 128, on a GPU 1024.")
+]
+Steps = Annotated[int | None, typer.Option(help="Decode steps in one sample. Default: 32, on a GPU 64.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32, on a GPU bfloat16.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+Repeats = Annotated[int | None, typer.Option(help="Processes a row is measured in. Default: 2, on a GPU 3.")]
+Against = Annotated[
+    str | None,
+    typer.Option(help="Measure anew and judge by earlier rows: a run's id, a .jsonl file or a Git revision."),
+]
+Baseline = Annotated[
+    str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
+]
+Results = Annotated[Path, typer.Option(help="Where rows are kept.")]
+Python = Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")]
