@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from workbench import options, tracking
+from workbench import options
+from workbench.tracking import commands as tracking
 
 app = typer.Typer(
     name="workbench",
@@ -108,7 +109,7 @@ def compare(
     if dry_run:
         comparison.preview(request, format.value)
     elif against is not None:
-        from workbench.against import compare_against
+        from workbench.tracking.against import compare_against
 
         if not compare_against(request, against, format.value):
             raise typer.Exit(options.FAILED)

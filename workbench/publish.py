@@ -9,12 +9,12 @@ from rich.console import Console
 
 from models.errors import UserError
 from workbench import report, units
-from workbench.floors import CALIBRATION
 from workbench.progress import Progress
 from workbench.record import Record
 from workbench.report import Report
 from workbench.selection import Setting, count_workloads, select
 from workbench.store import read_strictly, write_atomically
+from workbench.tracking.floors import CALIBRATION
 
 STDOUT = "-"
 DEFAULT_OUT = {"html": "report.html", "parquet": "report.parquet", "md": STDOUT, "csv": STDOUT}

@@ -160,7 +160,7 @@ def test_pytest_finds_the_plugin_under_the_name_of_its_module(wheel: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(name).decode()
-    assert "[pytest11]\nworkbench.pytest_plugin = workbench.pytest_plugin" in text
+    assert "[pytest11]\nworkbench.tracking.pytest_plugin = workbench.tracking.pytest_plugin" in text
 
 
 @pytest.mark.parametrize("extra", ["eager", "compile"])

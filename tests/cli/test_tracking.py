@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import ROOT, Run
-from workbench.floors import calibration_folder
 from workbench.record import Record
 from workbench.store import Store
+from workbench.tracking.floors import calibration_folder
 
 QUICK = ("--backends", "eager", "--phases", "decode", "--context", "32", "--repeats", "1")
 TABLE = """
@@ -121,7 +121,7 @@ def test_track_runs_where_the_plugin_is_installed_and_warnings_are_errors(
     installed = tmp_path / "site" / "workbench-9.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: workbench\nVersion: 9\n")
-    name = "workbench.pytest_plugin"
+    name = "workbench.tracking.pytest_plugin"
     (installed / "entry_points.txt").write_text(f"[pytest11]\n{name} = {name}\n")
     (installed / "RECORD").write_text("models/__init__.py,,\nworkbench/__init__.py,,\n")
     done = workbench("track", "--collect-only", "-q", PYTHONPATH=f"{ROOT}:{installed.parent}")

@@ -38,7 +38,7 @@ def test_options_are_those_of_our_commands_and_of_pytest(environment: dict[str, 
     named = set(OPTION.findall(TEXT))
     commands = get_command(app).commands.values()  # type: ignore[attr-defined]
     ours = {option for command in commands for each in command.params for option in each.opts}
-    command = [sys.executable, "-m", "pytest", "-p", "workbench.pytest_plugin", "--help"]
+    command = [sys.executable, "-m", "pytest", "-p", "workbench.tracking.pytest_plugin", "--help"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert {"--backends", "--model", "--dry-run", "--out", "--against"} <= named
     assert named <= ours | set(OPTION.findall(done.stdout))

@@ -12,16 +12,16 @@ import pytest
 from backends.contract import Probe
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench import against
-from workbench.against import Judge, compare_against
-from workbench.changes import changes
 from workbench.contestants import Contestant
 from workbench.entries import Entry
-from workbench.floors import calibration_folder
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import ProcessRun, Record
 from workbench.request import Request
 from workbench.store import Store
+from workbench.tracking import against
+from workbench.tracking.against import Judge, compare_against
+from workbench.tracking.changes import changes
+from workbench.tracking.floors import calibration_folder
 
 GPU = {"name": "Test GPU", "uuid": "GPU-1", "driver": "580", "power_limit_w": 700}
 HOT = {"reasons": {"hw_thermal_slowdown": 0.2}, "temperature_c": {"high": 91}}

@@ -8,9 +8,9 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.earlier import Earlier, find_earlier
 from workbench.record import Record, to_json
 from workbench.store import Store
+from workbench.tracking.earlier import Earlier, find_earlier
 
 
 def store_of(root: Path) -> Store:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from workbench import statistics, verdict
+from workbench import statistics
 from workbench.ratios import samples
 from workbench.store import parse_strictly, read_strictly
-from workbench.verdict import LEAST_CALIBRATION, LEAST_PROCESSES, judge, noise_floor
+from workbench.tracking import verdict
+from workbench.tracking.verdict import LEAST_CALIBRATION, LEAST_PROCESSES, judge, noise_floor
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 RECORDINGS = ("amd-epyc", "nvidia-h100-80gb-hbm3")

@@ -7,10 +7,10 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.floors import calibration_folder, find_floor, floor_of
 from workbench.publish import read_records
 from workbench.record import ProcessRun, Record
 from workbench.store import Store
+from workbench.tracking.floors import calibration_folder, find_floor, floor_of
 
 GPU = {"name": "Test CPU", "threads": 2, "uuid": "here"}
 

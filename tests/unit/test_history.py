@@ -8,14 +8,14 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.floors import calibration_folder
-from workbench.follow import follow
-from workbench.history import History, Wanted, change_points, find_steps, group
-from workbench.history_lines import facts, step_line, write
 from workbench.record import ProcessRun, Record
 from workbench.statistics import summarise
 from workbench.store import Store
-from workbench.verdict import threshold
+from workbench.tracking.floors import calibration_folder
+from workbench.tracking.follow import follow
+from workbench.tracking.history import History, Wanted, change_points, find_steps, group
+from workbench.tracking.history_lines import facts, step_line, write
+from workbench.tracking.verdict import threshold
 
 pytest.importorskip("ruptures", reason="install it: pip install 'workbench[track]'")
 

@@ -13,16 +13,17 @@ import pytest
 from backends.contract import Probe
 from models.config import PRESETS
 from models.errors import UserError
-from workbench import compare, track_session
+from workbench import compare
 from workbench.contestants import Contestant
 from workbench.entries import Entry, blank_record
-from workbench.floors import calibration_folder
 from workbench.record import ProcessRun, Record
 from workbench.request import Request
 from workbench.source import Source
 from workbench.statistics import summarise
 from workbench.store import Store
-from workbench.track import read_request
+from workbench.tracking import session as track_session
+from workbench.tracking.floors import calibration_folder
+from workbench.tracking.track import read_request
 
 pytest.importorskip("pytest_benchmark", reason="install it: pip install 'workbench[track]'")
 pytest_plugins = ["pytester"]
@@ -36,7 +37,7 @@ device = "cpu"
 """
 SOURCE = Source("tiny", Path("tiny"), PRESETS["tiny"], "abc")
 ROOT = Path(__file__).resolve().parents[2]
-RUN = ("-p", "workbench.pytest_plugin", "-p", "no:cacheprovider", "--workbench")
+RUN = ("-p", "workbench.tracking.pytest_plugin", "-p", "no:cacheprovider", "--workbench")
 
 
 def read(folder: Path, text: str) -> Request:
@@ -301,11 +302,11 @@ def test_without_its_option_the_plugin_does_and_imports_nothing(
         import sys
         def test_nothing_is_there():
             ours = {name for name in sys.modules if name.split(".")[0] in ("workbench", "backends", "models")}
-            assert ours == {"workbench", "workbench.pytest_plugin"}, ours
+            assert ours == {"workbench", "workbench.tracking", "workbench.tracking.pytest_plugin"}, ours
             assert not {"numpy", "typer", "rich"} & set(sys.modules)
         """
     )
-    apart("-p", "workbench.pytest_plugin", "-p", "no:benchmark").assert_outcomes(passed=1)
+    apart("-p", "workbench.tracking.pytest_plugin", "-p", "no:benchmark").assert_outcomes(passed=1)
 
 
 def test_samples_of_a_disabled_benchmark_are_not_asked_for(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.unit.builders import record
-from workbench.verdict import judge, method, noise_floor, threshold, unlike
+from workbench.tracking.verdict import judge, method, noise_floor, threshold, unlike
 
 Processes = list[tuple[float, ...]]
 

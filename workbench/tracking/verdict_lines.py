@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from workbench import units
-from workbench.changes import changes
 from workbench.record import Record, Time
 from workbench.report import held_equal, notes, short_title
-from workbench.verdict import SLOWER, Verdict
+from workbench.tracking.changes import changes
+from workbench.tracking.verdict import SLOWER, Verdict
 
 COLUMNS = ("row", "before", "now", "ratio", "verdict", "least change")
 

@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     foreign = cli.find_foreign_package()  # before anything of ours is imported from there
     if foreign:
         pytest.exit(f"Error: {foreign}", returncode=options.USAGE)
-    from workbench.track_session import TrackSession, plain_errors
+    from workbench.tracking.session import TrackSession, plain_errors
 
     with plain_errors():
         config.pluginmanager.register(TrackSession(config), "workbench-track")

@@ -12,7 +12,7 @@ from models.errors import UserError
 from workbench.ratios import samples, workload_of
 from workbench.record import Record
 from workbench.report import short_title
-from workbench.verdict import LEAST_CALIBRATION, noise_floor, unlike
+from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor, unlike
 
 CALIBRATION = "calibration"
 

@@ -10,8 +10,6 @@ import pytest
 from rich.console import Console
 
 from models.errors import UserError
-from workbench import verdict_lines
-from workbench.against import Judge
 from workbench.caches import digest
 from workbench.compare import measure, resolve
 from workbench.entries import Entry, protocol
@@ -24,9 +22,11 @@ from workbench.record import Record, backend_name, device_kind
 from workbench.report import short_title
 from workbench.source import prepare
 from workbench.store import slug
-from workbench.track import read_request
-from workbench.verdict import method
-from workbench.verdict_lines import Judged
+from workbench.tracking import verdict_lines
+from workbench.tracking.against import Judge
+from workbench.tracking.track import read_request
+from workbench.tracking.verdict import method
+from workbench.tracking.verdict_lines import Judged
 
 
 class RowFailed(Exception):

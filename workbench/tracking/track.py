@@ -22,7 +22,7 @@ def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int
     except ImportError as error:
         raise UserError(f"pytest is missing: {INSTALL_TRACK}") from error
     # Where we are installed, pytest would warn that it cannot rewrite our modules: they run already.
-    options = ["-p", "workbench.pytest_plugin", "--workbench", "--assert=plain"]
+    options = ["-p", "workbench.tracking.pytest_plugin", "--workbench", "--assert=plain"]
     options += [f"--workbench-against={against}"] if against is not None else []
     options += [f"--workbench-fail-on={fail_on}"] if fail_on is not None else []
     return min(int(pytest.main([*options, *more])), USAGE)

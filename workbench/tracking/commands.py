@@ -35,8 +35,8 @@ def calibrate(
     python: options.Python = [],  # noqa: B006
 ) -> None:
     """Measure what chance alone makes of rows on this machine: the noise floor that verdicts are held to."""
-    from workbench import calibrate as calibration
     from workbench import request as requests
+    from workbench.tracking import calibrate as calibration
 
     request = requests.Request(
         backends=requests.read_backends(backends),
@@ -69,7 +69,7 @@ def track(
     The same as `pytest --workbench`; further options are pytest's, --benchmark-save NAME for instance. Exit
     code 1 if a row has no time or regressed, 2 if there is nothing to run or to compare with.
     """
-    from workbench.track import run_pytest
+    from workbench.tracking.track import run_pytest
 
     raise typer.Exit(run_pytest(against, fail_on.value if fail_on else None, context.args))
 
@@ -87,9 +87,9 @@ def history(
     format: options.Listing = options.ListFormat.table,
 ) -> None:
     """Follow rows through all their records: where they changed, by how much, and what changed with them."""
-    from workbench import history_lines
-    from workbench.follow import follow
-    from workbench.history import Wanted
+    from workbench.tracking import history_lines
+    from workbench.tracking.follow import follow
+    from workbench.tracking.history import Wanted
 
     found = follow(Wanted(backend, phase, model, batch, prompt, context, dtype, device), results)
     history_lines.write(found, format is options.ListFormat.json)

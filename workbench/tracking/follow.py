@@ -5,11 +5,11 @@ from pathlib import Path
 from rich.console import Console
 
 from models.errors import UserError
-from workbench.earlier import describe
-from workbench.floors import calibration_folder, find_floor
-from workbench.history import History, Wanted, find_steps, group
 from workbench.progress import Progress
 from workbench.store import Store
+from workbench.tracking.earlier import describe
+from workbench.tracking.floors import calibration_folder, find_floor
+from workbench.tracking.history import History, Wanted, find_steps, group
 
 
 def follow(wanted: Wanted, results: Path) -> list[History]:

@@ -8,12 +8,12 @@ import numpy as np
 
 from models.errors import UserError
 from workbench.caches import digest
-from workbench.changes import changes
 from workbench.options import INSTALL_TRACK
 from workbench.ratios import samples
 from workbench.record import WORK_FIELDS, Record, device_identity
 from workbench.store import slug
-from workbench.verdict import Verdict, judge, method, threshold
+from workbench.tracking.changes import changes
+from workbench.tracking.verdict import Verdict, judge, method, threshold
 
 
 @dataclass(frozen=True)

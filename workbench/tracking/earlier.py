@@ -10,7 +10,7 @@ from workbench.ratios import workload_of
 from workbench.record import Record
 from workbench.report import short_title
 from workbench.store import Store, parse_strictly, read_strictly
-from workbench.verdict import unlike
+from workbench.tracking.verdict import unlike
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench import units
-from workbench.history import History, Step
 from workbench.record import Record
 from workbench.report import short_title, stdout
 from workbench.statistics import Interval
-from workbench.verdict import SAME, UNCLEAR, Verdict
+from workbench.tracking.history import History, Step
+from workbench.tracking.verdict import SAME, UNCLEAR, Verdict
 
 COLUMNS = ("finished", "run", "code", "processes", "time", "step")
 

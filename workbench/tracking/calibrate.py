@@ -9,11 +9,11 @@ from rich.table import Table
 from models.errors import UserError
 from workbench import units
 from workbench.compare import measure
-from workbench.floors import calibration_folder, floor_of
 from workbench.record import Record
 from workbench.report import short_title, stdout
 from workbench.request import Request
-from workbench.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
+from workbench.tracking.floors import calibration_folder, floor_of
+from workbench.tracking.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
 
 
 def calibrate(request: Request, as_json: bool) -> bool:

@@ -6,19 +6,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench import report, verdict_lines
+from workbench import report
 from workbench.compare import measure
 from workbench.conditions import slow_down
-from workbench.earlier import Earlier, find_earlier
 from workbench.entries import Entry
-from workbench.floors import calibration_folder, find_floor
 from workbench.progress import Progress
 from workbench.ratios import samples
 from workbench.record import Record, row_key
 from workbench.request import Request
 from workbench.store import Store
-from workbench.verdict import FASTER, SLOWER, UNCLEAR, judge
-from workbench.verdict_lines import Judged
+from workbench.tracking import verdict_lines
+from workbench.tracking.earlier import Earlier, find_earlier
+from workbench.tracking.floors import calibration_folder, find_floor
+from workbench.tracking.verdict import FASTER, SLOWER, UNCLEAR, judge
+from workbench.tracking.verdict_lines import Judged
 
 
 @dataclass(frozen=True)
