@@ -197,7 +197,7 @@ def open_session(
 ) -> InferenceSession:
     """Open a model with its inputs called like weights filled once and for all; raises Unsupported.
 
-    As inputs of every run they could not be packed, which costs a CPU up to half of its speed.
+    As inputs of every run they could not be packed, which costs a CPU up to a third of its speed.
     """
     proto = ModelProto.FromString(model)
     filled = [each for each in proto.graph.input if each.name in weights]
