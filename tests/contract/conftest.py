@@ -85,7 +85,7 @@ def contestants() -> Iterator[Any]:
             variants.append({"import": "torch"})
         for options in ({}, *variants):
             for kind in probe.devices:
-                # What an option changes on a CPU shows in one data type: compiling is most of the suite's time.
+                # An option shows in one data type on a CPU: compiling is most of the suite's time.
                 dtypes = DTYPES[:1] if options and kind == "cpu" else DTYPES
                 for dtype in (dtype for dtype in dtypes if dtype in probe.dtypes):
                     device = "cuda:0" if kind == "cuda" else kind
