@@ -79,7 +79,7 @@ def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
     row = finish(BLANK, [result((1e-6,) * 5)], evidence(gigabytes=0.01))
     assert row.status == "ok"
     assert row.limit_share is None
-    assert any("fits in cache" in line for line in row.warnings)
+    assert any("which serves part of it" in line for line in row.warnings)
 
 
 def test_one_failed_process_fails_the_row() -> None:
