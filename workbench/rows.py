@@ -186,8 +186,8 @@ def limit_share(evidence: Evidence, time_s: float) -> tuple[float | None, str | 
     if cache and evidence.work.bytes < CACHE_FACTOR * cache:
         return None, (
             f"no share of the limit: the work moves {evidence.work.bytes / 2**20:.0f} MiB, under "
-            f"{CACHE_FACTOR} times the cache ({cache / 2**20:.0f} MiB), which serves part of it; take a larger "
-            "model, batch or context for one"
+            f"{CACHE_FACTOR} times the cache ({cache / 2**20:.0f} MiB), which serves part of it; take a "
+            "larger model, batch or context for one"
         )
     return least / time_s, None
 
