@@ -65,6 +65,8 @@ class Xla:
         try:
             programs = compile_programs(config, shapes, target, trace(config, shapes, attention))
         except (NotImplementedError, ValueError) as refusal:  # how jax's kernels say so
+            if attention == "products":
+                raise
             raise Unsupported(f"attention={attention}: {refusal}") from refusal
         provenance = "stock" if attention == "products" else f"configured: attention={attention}"
         return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
