@@ -6,6 +6,7 @@ ratio of medians lies above 1.
     python scripts/versus_transformers.py --model tiny --dtype float32 --prompt 128 --context 256
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,9 @@ class Transformers:
                 getattr(torch, dtype),
                 self.device,
             )
+        # Called `past_key_values` before transformers 5.24.
+        named = inspect.signature(self.model.forward).parameters
+        self.cached = {"cache" if "cache" in named else "past_key_values": self.cache}
         self.forward: Callable[..., Any] = self.model
         if compiled:
             self.forward = torch.compile(self.model, mode="reduce-overhead", fullgraph=True, dynamic=False)
@@ -61,7 +65,7 @@ class Transformers:
 
     @torch.inference_mode()
     def _run(self, tokens: torch.Tensor) -> None:
-        output = self.forward(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        output = self.forward(input_ids=tokens, use_cache=True, logits_to_keep=1, **self.cached)
         self.last = output.logits[:, -1]
         self.next_token = self.last.argmax(-1)
 

@@ -4,6 +4,7 @@ Each family is built by transformers itself with random weights (norms and biase
 leave at 1 and 0) and saved by it. Prefill and 16 cached decode steps must agree in float32.
 """
 
+import inspect
 import json
 import platform
 from pathlib import Path
@@ -76,9 +77,11 @@ def logits_of_transformers(model: Any, tokens: np.ndarray) -> list[np.ndarray]:
     """Run its own prefill and cached decode steps; returns the last position's logits of each."""
     ids = torch.from_numpy(tokens).long()
     cache = transformers.DynamicCache(config=model.config)
+    # Called `past_key_values` before transformers 5.24.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     inputs = [ids[:, :PROMPT], *ids[:, PROMPT:].split(1, dim=1)]
     with torch.inference_mode():
-        steps = [model(step, past_key_values=cache, use_cache=True).logits[:, -1] for step in inputs]
+        steps = [model(step, **{name: cache}, use_cache=True).logits[:, -1] for step in inputs]
     assert cache.get_seq_length() == PROMPT + STEPS
     return [step.float().numpy() for step in steps]
 
