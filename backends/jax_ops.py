@@ -79,13 +79,6 @@ def product(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate heads x [B, T, *, Dh] in float32 by angles [T, 1, Dh / 2]; returns x's dtype."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
 class JaxOps:
     """Everything but attention over the cache, which a subclass adds as `attend_cached`."""
 
@@ -138,11 +131,17 @@ class JaxOps:
         """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh]."""
         if q_norm is not None and k_norm is not None:
             q, k = self.norm(q, q_norm), self.norm(k, k_norm)
-        q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
+        q, k = self.rotate(q), self.rotate(k)
         self.keys[layer] = self.write(self.keys[layer], k, self.layout.keys)
         self.values[layer] = self.write(self.values[layer], v, self.layout.values)
         out = self.attend_cached(q, k, v, self.keys[layer], self.values[layer])
         return out.reshape(*q.shape[:2], -1)
+
+    def rotate(self, x: Array) -> Array:
+        """Rotate heads x [B, T, *, Dh] in float32 to the tokens' positions; returns x's dtype."""
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
     def write(self, cached: Array, new: Array, axes: str) -> Array:
         """Write new [B, T, K, Dh] into a layer's keys or values, from this step's position on."""

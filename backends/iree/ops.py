@@ -30,18 +30,6 @@ class IreeOps(JaxOps):
 
     layout = LAYOUT
 
-    def attend(
-        self, q: Array, k: Array, v: Array, layer: int, q_norm: Array | None, k_norm: Array | None
-    ) -> Array:
-        """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh]."""
-        if q_norm is not None and k_norm is not None:
-            q, k = self.norm(q, q_norm), self.norm(k, k_norm)
-        q, k = self.rotate(q), self.rotate(k)
-        self.keys[layer] = self.write(self.keys[layer], k, self.layout.keys)
-        self.values[layer] = self.write(self.values[layer], v, self.layout.values)
-        out = self.attend_cached(q, k, v, self.keys[layer], self.values[layer])
-        return out.reshape(*q.shape[:2], -1)
-
     def rotate(self, x: Array) -> Array:
         """Rotate heads x [B, T, *, Dh] in float32; returns x's dtype."""
         halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)

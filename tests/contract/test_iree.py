@@ -1,9 +1,6 @@
 """What `iree` promises beyond the contract: nothing copied, weights outside, threads and modules as told."""
 
-import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +14,7 @@ from backends import registry
 from backends.contract import Shapes, Target, Unsupported
 from models.checkpoint import Weights
 from models.config import PRESETS
+from tests.contract.child import threads_of
 from tests.contract.reference import FAMILIES, LLAMA, reference_logits
 
 pytest.importorskip("jax")
@@ -28,7 +26,6 @@ from backends.iree.engine import IreeEngine  # noqa: E402
 from backends.iree.imported import lower_import  # noqa: E402
 from backends.iree.ops import lower_definition  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
 OpenFamily = Callable[[str, str], Weights]
@@ -210,35 +207,9 @@ def test_an_importer_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
         registry.find("iree").build(LLAMA, SHAPES, Target("cpu", "float32", "any"), {"import": "torch"})
 
 
-CHILD = """
-import json, os, sys
-from pathlib import Path
-from backends import registry
-from backends.contract import Shapes, Target
-from models.checkpoint import open_checkpoint
-weights = open_checkpoint(Path(sys.argv[1]), "float32")
-iree, shapes = registry.find("iree"), Shapes(2, (4,), 23)
-engine = iree.load(iree.build(weights.config, shapes, Target("cpu", "float32", "any"), {}), weights)
-engine.prefill()
-engine.sync()
-names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
-print(json.dumps(names))
-"""
-
-
 def run_child(folder: Path, cache: Path, threads: int) -> list[str]:
     """Load an engine in a process of its own; returns its threads' names."""
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "IREE_CACHE_DIR": str(cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=variables,
-        check=True,
-    )
-    names: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return names
+    return threads_of("iree", folder, threads, {"IREE_CACHE_DIR": str(cache)})
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")

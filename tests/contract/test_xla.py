@@ -1,10 +1,7 @@
 """What `xla` promises beyond the contract: nothing copied, weights outside, threads and caches as told."""
 
-import json
 import math
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +12,12 @@ import pytest
 from backends import registry
 from backends.contract import Shapes, Target, Unsupported
 from models.checkpoint import Weights
+from tests.contract.child import threads_of
 
 jax = pytest.importorskip("jax")
 
 from backends.xla.engine import XlaEngine  # noqa: E402 (jax may be missing)
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
 OpenFamily = Callable[[str, str], Weights]
@@ -121,36 +118,9 @@ def test_an_importer_that_cannot_be_imported_is_named_with_its_reason(
         load(open_family("llama", "float32"), "xla[import=torch]")
 
 
-CHILD = """
-import json, os, sys
-from pathlib import Path
-from backends import registry
-from backends.contract import Shapes, Target
-from models.checkpoint import open_checkpoint
-weights = open_checkpoint(Path(sys.argv[1]), "float32")
-xla, shapes = registry.find("xla"), Shapes(2, (4,), 23)
-engine = xla.load(xla.build(weights.config, shapes, Target("cpu", "float32", "any"), {}), weights)
-engine.prefill()
-engine.sync()
-names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
-print(json.dumps(names))
-"""
-
-
 def run_child(folder: Path, cache: Path, threads: int) -> list[str]:
     """Load an engine in a process of its own; returns its threads' names."""
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    variables.pop("NPROC", None)
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=variables,
-        check=True,
-    )
-    names: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return names
+    return threads_of("xla", folder, threads, {"JAX_COMPILATION_CACHE_DIR": str(cache)})
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
