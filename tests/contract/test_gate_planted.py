@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from backends.contract import Engine, Shapes
 from backends.eager import Eager
 from models.checkpoint import Weights, open_checkpoint
@@ -25,6 +27,8 @@ TINY_SHAPES = Shapes(1, (48, 100), capacity_for(100, 32))
 WIDE_SHAPES = Shapes(1, (72,), capacity_for(72, 0))
 EVERY = [(fault, phase) for fault in FAULTS for phase in ("prefill", "decode")]
 EVERY += [(EDGE, "decode"), (REUSED, "prefill"), (UNWRITTEN, "prefill")]
+DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
+RIGHT = [(device, dtype) for device in DEVICES for dtype in ("float32", "bfloat16")]
 NAMES = [f"{fault.name}, {phase}" for fault, phase in EVERY]
 
 
@@ -35,27 +39,29 @@ class Case:
     weights: Weights
     shapes: Shapes
     golden: Golden
+    device: str
 
 
 def make_case(
     folder: Path,
     preset: str,
-    dtype: str,
+    ways: tuple[str, str],
     shapes: Shapes,
     lengths: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Case:
+    device, dtype = ways
     write_preset(preset, dtype, folder, seed)
     weights = open_checkpoint(folder, dtype)
-    return Case(weights, shapes, compute_golden(weights, shapes, seed=seed, lengths=lengths))
+    return Case(weights, shapes, compute_golden(weights, shapes, device, seed, lengths=lengths), device)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=RIGHT, ids="-".join)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make_case(tmp_path_factory.mktemp("tiny") / "model", "tiny", request.param, TINY_SHAPES)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=RIGHT, ids="-".join)
 def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, WIDE, replace(PRESETS["llama-3.2-1b"], layers=2))
@@ -66,7 +72,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def load_right(case: Case) -> Engine:
-    return Eager().load(artefact_of(case.weights, case.shapes), case.weights)
+    return Eager().load(artefact_of(case.weights, case.shapes, case.device), case.weights)
 
 
 def check(engine: Engine, case: Case) -> Verdict:
@@ -88,12 +94,12 @@ def assert_caught(verdict: Verdict, fault: Fault, phase: str) -> None:
 
 @pytest.mark.parametrize(("fault", "phase"), EVERY, ids=NAMES)
 def test_a_planted_fault_is_named_at_tiny_size(tiny: Case, fault: Fault, phase: str):
-    assert_caught(check(Planted(tiny.weights, tiny.shapes, fault, (phase,)), tiny), fault, phase)
+    assert_caught(check(Planted(tiny.weights, tiny.shapes, fault, (phase,), tiny.device), tiny), fault, phase)
 
 
 @pytest.mark.parametrize(("fault", "phase"), EVERY[: 2 * len(FAULTS)], ids=NAMES[: 2 * len(FAULTS)])
 def test_a_planted_fault_is_named_at_full_width(wide: Case, fault: Fault, phase: str):
-    assert_caught(check(Planted(wide.weights, wide.shapes, fault, (phase,)), wide), fault, phase)
+    assert_caught(check(Planted(wide.weights, wide.shapes, fault, (phase,), wide.device), wide), fault, phase)
 
 
 def assert_right(verdict: Verdict) -> None:
@@ -104,10 +110,10 @@ def assert_right(verdict: Verdict) -> None:
     assert "everything" not in {at for places in verdict.blind.values() for at in places}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ways", RIGHT, ids="-".join)
 @pytest.mark.parametrize("seed", range(10))
-def test_right_engines_pass_at_tiny_size(tmp_path: Path, dtype: str, seed: int):
-    case = make_case(tmp_path / "model", "tiny", dtype, replace(TINY_SHAPES, batch=1 + seed % 3), seed=seed)
+def test_right_engines_pass_at_tiny_size(tmp_path: Path, ways: tuple[str, str], seed: int):
+    case = make_case(tmp_path / "model", "tiny", ways, replace(TINY_SHAPES, batch=1 + seed % 3), seed=seed)
     assert_right(check(load_right(case), case))
 
 
@@ -119,7 +125,9 @@ def test_a_fault_in_a_long_prompt_is_named_by_the_rows_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(streams, "PREFILL_TOKENS", 1)
-    case = make_case(tmp_path / "model", "tiny", "bfloat16", replace(TINY_SHAPES, batch=4), lengths=(100, 17))
+    case = make_case(
+        tmp_path / "model", "tiny", ("cpu", "bfloat16"), replace(TINY_SHAPES, batch=4), lengths=(100, 17)
+    )
     assert_right(check(load_right(case), case))
     for fault in FAULTS:
         verdict = check(Planted(case.weights, case.shapes, fault, ("prefill",)), case)
@@ -129,7 +137,7 @@ def test_a_fault_in_a_long_prompt_is_named_by_the_rows_computed(
 
 
 def test_a_faulty_row_beyond_the_distinct_ones_is_found(tmp_path: Path):
-    case = make_case(tmp_path / "model", "tiny", "bfloat16", Shapes(6, (20,), capacity_for(20, 0)))
+    case = make_case(tmp_path / "model", "tiny", ("cpu", "bfloat16"), Shapes(6, (20,), capacity_for(20, 0)))
     assert_right(check(load_right(case), case))
     verdict = check(RowFault(case.weights, case.shapes, row=5), case)
     assert not verdict.passed
