@@ -63,12 +63,13 @@ class Xla:
             return Artefact(config, shapes, target, options, "imported", "stock", payload=programs)
         attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)
         try:
-            programs = compile_programs(config, shapes, target, trace(config, shapes, attention))
+            programs = compile_programs(config, shapes, target, trace(config, shapes, target, attention))
         except (NotImplementedError, ValueError) as refusal:  # how jax's kernels say so
             if attention == "products":
                 raise
             raise Unsupported(f"attention={attention}: {refusal}") from refusal
-        provenance = "stock" if attention == "products" else f"configured: attention={attention}"
+        settings = f"attention={attention}, products of one row as sums"
+        provenance = f"configured: {settings}" if on_gpu(target) else "stock"
         return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
@@ -86,21 +87,27 @@ def prepare() -> None:
         os.environ.setdefault("NPROC", os.environ["OMP_NUM_THREADS"])
 
 
+def on_gpu(target: Target) -> bool:
+    """Tell whether the target is a GPU."""
+    return target.device.startswith("cuda")
+
+
 def choose_attention(asked: str, target: Target) -> str:
     """Settle `auto`; raises Unsupported for kernels that the device or the data type has not."""
-    on_gpu = target.device.startswith("cuda")
     if asked == "auto":
-        return "cudnn" if on_gpu and target.dtype != "float32" else "products"
-    if asked != "products" and not on_gpu:
+        return "cudnn" if on_gpu(target) and target.dtype != "float32" else "products"
+    if asked != "products" and not on_gpu(target):
         raise Unsupported(f"attention={asked} is a kernel for GPUs, not for {target.device}: use products")
     if asked == "cudnn" and target.dtype == "float32":
         raise Unsupported("cuDNN's fused attention takes 16 bits, not float32: use attention=products")
     return asked
 
 
-def trace(config: DecoderConfig, shapes: Shapes, attention: str) -> Lowering:
-    """Lower the definition with this attention."""
-    from backends.xla.attention import OPS
+def trace(config: DecoderConfig, shapes: Shapes, target: Target, attention: str) -> Lowering:
+    """Lower the definition for the target's kind of device, with this attention."""
+    from backends.jax_ops import Decode, Prefill
     from backends.xla.engine import trace_definition
+    from backends.xla.ops import OPS
 
-    return trace_definition(config, shapes, *OPS[attention])
+    prefill, decode = OPS[attention] if on_gpu(target) else (Prefill, Decode)
+    return trace_definition(config, shapes, prefill, decode)

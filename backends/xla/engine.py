@@ -75,7 +75,9 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, target: Target, lowe
     keep_compiled()
     batch, capacity, dtype = shapes.batch, shapes.capacity, target.dtype
     weights = {each.name: jax.ShapeDtypeStruct(each.shape, dtype) for each in fused_layout(config)}
-    with jax.default_device(find_device(target)):
+    # A GPU would round float32 operands to TF32.
+    precision = "highest" if dtype == "float32" else "default"
+    with jax.default_device(find_device(target)), jax.default_matmul_precision(precision):
         angles = jax.eval_shape(lowering.tabulate)
         state = jax.eval_shape(lambda: State.zeros(config, batch, capacity, dtype, lowering.layout))
         prefills = {
