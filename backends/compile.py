@@ -28,8 +28,9 @@ TUNED_DECODE: dict[str, bool | int] = {
     # layers run the same few kernels, and a product does not repeat an activation for each of its rows.
     "realize_reads_threshold": 1,
     "realize_opcount_threshold": 8,
+    "combo_kernels": True,  # what turns q, turns k into the cache and puts v there is one launch
 }
-"""Inductor's settings for decode on a GPU, of those tried (results/nvidia-h200/compile_settings.txt). Prefill
+"""Inductor's settings for decode on a GPU, of those tried (compile_settings.txt in results/). Prefill
 is fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
 SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent_check_all_directions": True}}
 """How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
