@@ -39,7 +39,7 @@ def versions(monkeypatch: pytest.MonkeyPatch):
         ("workbench/harness.py", set(IDS)),
         ("backends/contract.py", set(IDS)),
         ("backends/iree/compiler.py", {"iree"}),
-        ("backends/compile.py", {"compile"}),
+        ("backends/compile/lower.py", {"compile"}),
         ("backends/jax_ops.py", {"xla", "iree"}),
         ("backends/registry.py", set()),
         ("workbench/report.py", set()),
