@@ -1,0 +1,28 @@
+"""The ways from a model to an engine of `onnxruntime`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from backends import registry
+from backends.contract import Artefact, Shapes, Target
+from backends.onnxruntime.engine import OnnxEngine
+from models.checkpoint import Weights
+
+SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
+TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
+OpenFamily = Callable[[str, str], Weights]
+WAYS = ("onnxruntime", "onnxruntime[attention=standard]", "onnxruntime[import=torch]")
+
+
+def build(weights: Weights, name: str = "onnxruntime") -> Artefact:
+    backend, options = registry.parse(name)
+    if options.get("import") == "torch":
+        pytest.importorskip("torch")
+        pytest.importorskip("onnxscript")
+    return registry.find(backend).build(weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
+
+
+def load(weights: Weights, name: str = "onnxruntime") -> OnnxEngine:
+    return OnnxEngine(build(weights, name), weights)
