@@ -9,6 +9,7 @@ from backends import registry
 from backends.contract import Artefact, Shapes, Target
 from backends.onnxruntime.engine import OnnxEngine
 from models.checkpoint import Weights
+from tests.contract.conftest import build_once
 
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
@@ -21,7 +22,8 @@ def build(weights: Weights, name: str = "onnxruntime") -> Artefact:
     if options.get("import") == "torch":
         pytest.importorskip("torch")
         pytest.importorskip("onnxscript")
-    return registry.find(backend).build(weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
+    target = Target("cpu", weights.dtype, "any")
+    return build_once(registry.find(backend), weights.config, SHAPES, target, options)
 
 
 def load(weights: Weights, name: str = "onnxruntime") -> OnnxEngine:
