@@ -82,7 +82,7 @@ def test_again_builds_cold_once(workers: Workers, call: Call) -> None:
 def test_edited_code_builds_cold(workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     call(["a"])
     for module in (campaign, rows_on_the_way):
-        monkeypatch.setattr(module, "code_version", lambda: "edited")
+        monkeypatch.setattr(module, "code_version", lambda *_: "edited")
     assert call(["a"])[0].results[0].cold is True
 
 
