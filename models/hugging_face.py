@@ -246,7 +246,8 @@ def _quantization(config: Any) -> str:
     values = config if isinstance(config, dict) else {}
     bits = values.get("bits", values.get("w_bit"))
     named = [str(values[key]) for key in ("quant_method", "quant_algo") if values.get(key)]
-    return ", ".join([*named, *([f"{bits} bits"] if bits else [])])[:60] or "of an unnamed kind"
+    text = ", ".join([*named, *([f"{bits} bits"] if bits else [])])
+    return " ".join(text.split())[:60] or "of an unnamed kind"
 
 
 def _show(value: Any) -> str:
