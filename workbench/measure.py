@@ -48,8 +48,8 @@ class Bench:
     clock: Clock
     events: Events
     versions: dict[str, str]
-    idle_bytes: int
-    """Memory of this process before the weights."""
+    idle_bytes: int | None
+    """Memory of this process before the weights; None where the engine's is not this process's."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def measure(job: MeasureJob, events: Events) -> None:
     went wrong.
     """
     backend = registry.find(job.backend)
+    probe = backend.probe()
+    here = job.device == "cpu" and probe.in_process
     bench = Bench(
         job=job,
         backend=backend,
@@ -75,8 +77,8 @@ def measure(job: MeasureJob, events: Events) -> None:
         target=Target(job.device, job.dtype, machine.describe(job.device).architecture),
         clock=Clock(job.device),
         events=events,
-        versions=dict(backend.probe().versions),
-        idle_bytes=psutil.Process().memory_info().rss,
+        versions=dict(probe.versions),
+        idle_bytes=psutil.Process().memory_info().rss if here else None,
     )
     built = build(bench, job.group.shapes)
     try:
@@ -254,8 +256,8 @@ def reset_peak() -> None:
 
 
 def peak_bytes(bench: Bench) -> int | None:
-    """Return the process's highest memory less what it had before the weights; None on a GPU."""
-    if bench.target.device != "cpu":
+    """Return the highest memory less what was there before the weights; None where that says nothing."""
+    if bench.idle_bytes is None:
         return None
     # ru_maxrss would do, but Linux lets a child start with its parent's.
     for line in _status():

@@ -24,8 +24,7 @@ CACHE = "TRTLLM_CACHE_DIR"
 UNTRIED = "not yet run on hardware by us: written against the published interface of tensorrt_llm 1.2"
 CAVEATS = (
     UNTRIED,
-    "its cache is out of reach, so the gate cannot poison it: an engine that reads beyond its length meets "
-    "what earlier requests left there",
+    "its cache is out of reach, so the gate cannot poison it: it leaves another sequence there instead",
     "its build time has the loading of weights in it: the vendor does both in one call",
 )
 
@@ -82,7 +81,7 @@ class TensorRtLlm:
         order = Order(weights.folder, artefact.shapes, artefact.target.dtype, Path(cache) if cache else None)
         find = self.find
         vocab = artefact.config.vocab_size
-        return RequestEngine(artefact.shapes, lambda: Service(find, start(find, order), vocab))
+        return RequestEngine(artefact.shapes, vocab, lambda: Service(find, start(find, order), vocab))
 
     def find(self, module: str, name: str) -> object:
         """Import something of the vendor's; raises Unsupported where this release has it no more."""

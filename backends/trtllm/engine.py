@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from backends.contract import Shapes
 
+OTHERS = 0x07E45
+"""Seed of the sequences that poison stands for: one that no workload and no decoy is drawn by."""
+
 Tokens = npt.NDArray[np.int32]
 Rows = list[list[int]]
 
@@ -38,8 +41,11 @@ class Requests(Protocol):
 class RequestEngine:
     """Keeps what each sequence is made of, and what has been asked of it since."""
 
-    def __init__(self, shapes: Shapes, start: Callable[[], Requests]) -> None:
+    def __init__(self, shapes: Shapes, vocab: int, start: Callable[[], Requests]) -> None:
         self._start = start
+        others = np.random.default_rng(OTHERS).integers(0, vocab, (shapes.batch, shapes.capacity))
+        self._other: Rows = others.tolist()
+        """Sequences that fill the whole cache."""
         self._requests: Requests | None = None
         self._staged: Tokens = np.zeros((shapes.batch, 0), np.int32)
         self._known = self._staged
@@ -52,16 +58,19 @@ class RequestEngine:
         """Pending steps after those, each with the engine's own token."""
         self._answer: Sequence[Sequence[int]] | None = None
         """Of the request that ran the pending steps: the own tokens they took, and one more."""
+        self._unrun = False
+        """Whether no request has brought the tokens of the last prefill yet."""
 
     def stage(self, tokens: np.ndarray) -> None:
         """Keep tokens [B, T] for the next prefill."""
         self._staged = np.array(tokens, np.int32)
 
     def prefill(self) -> None:
-        """Ask for one token after the staged ones, so that their keys and values are really computed."""
+        """Begin anew with the staged tokens; what was begun before is run, as it is to leave its traces."""
+        if self._unrun:
+            self.sync()
         self._known, self._fed, self._given, self._own = self._staged, None, [], 0
-        self._answer = self._ask().generate(self._known.tolist(), 1)
-        self._settle()
+        self._answer, self._unrun = None, True
 
     def decode(self) -> None:
         """Note one more step."""
@@ -77,7 +86,7 @@ class RequestEngine:
         self._settle()
         if length > self._known.shape[1]:
             raise ValueError(f"rewound to {length}, but only {self._known.shape[1]} tokens are known")
-        self._known, self._fed = self._known[:, :length], None
+        self._known, self._fed, self._unrun = self._known[:, :length], None, False
 
     def feed(self, tokens: np.ndarray) -> None:
         """Give the next step its tokens [B]."""
@@ -85,20 +94,22 @@ class RequestEngine:
             self._settle()
         self._fed = np.array(tokens, np.int32)
 
-    def poison(self, length: int) -> None:
-        """Do nothing: the cache is out of reach, which the rows say."""
+    def poison(self, length: int) -> None:  # noqa: ARG002 (no request reaches the cache itself)
+        """Fill the whole cache with other sequences, which a read of anything stale then meets."""
+        self._ask().generate(self._other, 1)
 
     def logits(self) -> np.ndarray:
         """Return the last step's logits [B, V], by a request that takes the same steps one by one."""
-        tokens = self._prompt()
+        tokens, self._unrun = self._prompt(), False
         split = max(self._known.shape[1], 1)  # no engine takes an empty prompt
         given = tokens[:, split:]
         return self._ask().logits(tokens[:, :split].tolist(), given.tolist(), given.shape[1] + self._own + 1)
 
     def sync(self) -> None:
-        """Run the pending steps."""
-        if self._answer is None and (self._given or self._own):
+        """Run the pending prefill and steps."""
+        if self._answer is None and (self._unrun or self._given or self._own):
             self._answer = self._ask().generate(self._prompt().tolist(), self._own + 1)
+            self._unrun = False
 
     def stream(self) -> int | None:
         """Return None: the work runs in another process."""

@@ -15,7 +15,7 @@ from models.checkpoint import open_checkpoint
 
 def start(model: str, dtype: str, max_batch_size: int, max_seq_len: int) -> Engine:
     weights = open_checkpoint(Path(model), dtype)
-    eager, shapes = Eager(), Shapes(max_batch_size, (), max_seq_len)
+    eager, shapes = Eager(), Shapes(max_batch_size, tuple(range(1, max_seq_len)), max_seq_len)
     return eager.load(eager.build(weights.config, shapes, Target("cpu", dtype, ""), {}), weights)
 
 

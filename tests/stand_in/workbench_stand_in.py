@@ -1,7 +1,7 @@
-"""A stand-in for TensorRT-LLM: the backend `trtllm` as it is, but for the vendor's library, which is not here.
+"""A stand-in for TensorRT-LLM: the backend `trtllm` as it is, but for the vendor's library.
 
-Its LLM is a process of ours that computes with `eager` on a CPU and answers whole requests. What it takes says
-something of the path to such an engine and back, and nothing of any product.
+Its LLM is a process of ours that computes with `eager` on a CPU and answers whole requests. What it takes
+says something of the path to such an engine and back, and nothing of any product.
 """
 
 import pickle

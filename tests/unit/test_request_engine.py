@@ -5,6 +5,7 @@ import pytest
 
 from backends.contract import Shapes
 from backends.trtllm.engine import RequestEngine, Rows
+from workbench.checks import workload_tokens
 from workbench.harness import time_slope
 from workbench.stopping import StopRule, WarmUp
 
@@ -58,7 +59,7 @@ def model() -> Model:
 
 @pytest.fixture
 def engine(model: Model) -> RequestEngine:
-    return RequestEngine(Shapes(2, (4,), 40), lambda: model)
+    return RequestEngine(Shapes(2, (4,), 40), VOCAB, lambda: model)
 
 
 def chosen(logits: np.ndarray) -> list[int]:
@@ -67,27 +68,39 @@ def chosen(logits: np.ndarray) -> list[int]:
 
 def test_nothing_is_started_before_the_first_request() -> None:
     started = []
-    engine = RequestEngine(Shapes(1, (4,), 8), lambda: started.append(1) or Model())
+    engine = RequestEngine(Shapes(1, (4,), 8), VOCAB, lambda: started.append(1) or Model())
     engine.stage(PROMPT[:1])
     engine.sync()
+    engine.prefill()
     engine.close()
     assert not started
-    engine.prefill()
+    engine.sync()
     assert started == [1]
 
 
 def test_own_steps_are_one_request_when_they_are_waited_for(engine: RequestEngine, model: Model) -> None:
     engine.stage(PROMPT)
     engine.prefill()
+    engine.sync()
     assert model.asked == [(PROMPT.tolist(), 1)]
     for _ in range(3):
         engine.decode()
     assert len(model.asked) == 1
     engine.sync()
     engine.sync()
-    first = [following(row) for row in PROMPT.tolist()]
-    prompts = [[*row, token] for row, token in zip(PROMPT.tolist(), first, strict=True)]
-    assert model.asked[1:] == [(prompts, 3)]  # the first step's token was answered before
+    # The token that the first step takes is chosen after the prompt, as the last one is after the last step.
+    assert model.asked[1:] == [(PROMPT.tolist(), 4)]
+
+
+def test_prefill_over_another_sequence_runs_that_one_first(engine: RequestEngine, model: Model) -> None:
+    decoy = PROMPT + 10
+    engine.stage(decoy)
+    engine.prefill()
+    engine.stage(PROMPT)
+    engine.prefill()
+    engine.logits()
+    assert model.asked == [(decoy.tolist(), 1)]
+    assert model.verified == [(PROMPT.tolist(), [[], []], 1)]  # the first to come after it
 
 
 def test_logits_are_those_of_the_engines_own_tokens(engine: RequestEngine) -> None:
@@ -115,7 +128,7 @@ def test_forced_steps_are_forced_one_by_one_after_the_length_rewound_to(
         assert chosen(engine.logits()) == expected
         # Token by token after the length that was rewound to: the last of them by a decode step.
         assert model.verified[-1] == ([[1, 2], [5, 6]], forced, count + 1)
-    assert len(model.asked) == 1
+    assert not model.asked
 
 
 def test_rewinding_forgets_what_lies_beyond_and_keeps_what_was_generated(engine: RequestEngine) -> None:
@@ -134,6 +147,18 @@ def test_rewinding_forgets_what_lies_beyond_and_keeps_what_was_generated(engine:
         engine.rewind(8)
 
 
+def test_poison_is_another_sequence_in_the_whole_cache(engine: RequestEngine, model: Model) -> None:
+    engine.stage(PROMPT)
+    engine.prefill()
+    engine.poison(4)
+    ((prompts, count),) = model.asked
+    assert (np.array(prompts).shape, count) == ((2, 40), 1)
+    for seed in range(4):  # of other tokens than those that are checked and timed
+        assert (workload_tokens(VOCAB, 2, 40, seed) != prompts).mean() > 0.9
+    engine.logits()
+    assert model.verified == [(PROMPT.tolist(), [[], []], 1)]
+
+
 def test_cache_can_be_filled_from_nothing(engine: RequestEngine, model: Model) -> None:
     engine.rewind(0)
     engine.feed(np.array([3, 4], np.int32))
@@ -143,10 +168,12 @@ def test_cache_can_be_filled_from_nothing(engine: RequestEngine, model: Model) -
 
 
 def test_an_answer_of_too_few_tokens_is_no_time() -> None:
-    engine = RequestEngine(Shapes(2, (4,), 40), lambda: Model(short=1))
+    engine = RequestEngine(Shapes(2, (4,), 40), VOCAB, lambda: Model(short=1))
     engine.stage(PROMPT)
+    engine.prefill()
+    engine.sync()
     with pytest.raises(RuntimeError, match=r"asked for 1 tokens of each of 2 sequences, .* \[0, 1\] of 2"):
-        engine.prefill()
+        engine.rewind(2)
 
 
 class Clock:
@@ -177,6 +204,7 @@ def test_slope_is_the_time_of_the_steps_that_a_chain_has(engine: RequestEngine, 
 def test_closing_ends_the_process_once(engine: RequestEngine, model: Model) -> None:
     engine.stage(PROMPT)
     engine.prefill()
+    engine.sync()
     engine.close()
     engine.close()
     assert model.closed == 1
