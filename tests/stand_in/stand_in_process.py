@@ -41,6 +41,7 @@ def answer(engine: Any, prompts: list[list[int]], parameters: Any) -> list[list[
 def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else that is printed may come between
+    torch.set_num_threads(1)  # tensors this small are slower on more
     engine = start(**pickle.load(sys.stdin.buffer))
     reply: Any = None
     while True:
