@@ -21,7 +21,7 @@ INSTALL = (
 """The vendor's line for Linux; 1.2.1 is the last release with TensorRT engines."""
 CACHE = "TRTLLM_CACHE_DIR"
 """Names the folder that built engines are kept in; without it every process builds."""
-UNTRIED = "not yet run on hardware by us: written against the published interface of tensorrt_llm 1.2"
+UNTRIED = "not yet run on hardware by us"
 CAVEATS = (
     UNTRIED,
     "its cache is out of reach, so the gate cannot poison it: it leaves another sequence there instead",
