@@ -23,6 +23,7 @@ BUILTIN = {
     "xla": "backends.xla:Xla",
     "iree": "backends.iree:Iree",
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
+    "trtllm": "backends.trtllm:TensorRtLlm",
 }
 
 ENTRY_POINTS = "workbench.backends"

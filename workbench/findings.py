@@ -42,14 +42,16 @@ def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Even
     """Check the clock of each prefill and trace each row's kernels, where the engine and the job allow it."""
     batch, stream = job.group.shapes.batch, engine.stream()
     works = [
-        position(engine, row, workload_tokens(vocab, batch, row.length, job.seed)) for row in job.group.rows
+        position(engine, row, workload_tokens(vocab, batch, row.length, job.seed))
+        for row in job.group.rows
+        if row.lead is None  # a slope is of the steps that its twin has
     ]
     if stream is not None:
         for work in works:
             if work.row.phase == "prefill":
                 events.enter("trace", work.row.key)
                 events.finding(check_clock(work, engine, clock, stream))
-    if job.kernels:
+    if job.kernels and works:
         trace_all(works, engine, clock, events)
 
 

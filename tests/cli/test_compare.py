@@ -228,3 +228,15 @@ def wait_for_side_files(results: Path, running: "subprocess.Popen[bytes]") -> li
         assert running.poll() is None, "the comparison ended before it could be killed"
         time.sleep(0.1)
     pytest.fail("no side file after two minutes")
+
+
+def test_engine_in_another_process_that_is_missing_has_an_honest_row_and_nobody_a_slope(
+    workbench: Run,
+) -> None:
+    done = workbench("compare", "--backends", "eager,trtllm", "--dry-run", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    states = [(row["backend"], row["state"]) for row in json.loads(done.stdout)]
+    assert [backend for backend, _ in states] == ["eager", "trtllm"] * 2
+    for state in (state for backend, state in states if backend == "trtllm"):
+        assert state.startswith("missing: tensorrt_llm is not installed (not yet run on hardware by us")
+        assert "pip3 install tensorrt_llm==1.2.1" in state
