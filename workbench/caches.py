@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from backends.registry import BUILTIN
 
 LOCKS = Path(tempfile.gettempdir()) / "workbench-locks"
 """One place for all users and caches of a machine: what is locked is the device."""
@@ -54,6 +56,22 @@ def code_version() -> str:
     root = Path(__file__).resolve().parent.parent
     files = [*root.glob("models/*.py"), *root.glob("backends/**/*.py")]
     files += [root / "workbench" / f"{name}.py" for name in MEASURING]
+    return _hash(files)
+
+
+@cache
+def lowering_version(backend: str) -> str:
+    """Name the code of ours that shapes what a backend builds: its own, and what backends share."""
+    root = Path(__file__).resolve().parent.parent
+    modules = {name: place.partition(":")[0].rpartition(".")[2] for name, place in BUILTIN.items()}
+    others = {module for name, module in modules.items() if name != backend}
+    shared = [path for path in root.glob("backends/*.py") if path.stem not in others | {"registry"}]
+    own = root.glob(f"backends/{modules.get(backend, backend)}/**/*.py")
+    return _hash([*root.glob("models/*.py"), *shared, *own])
+
+
+def _hash(files: Iterable[Path]) -> str:
+    root = Path(__file__).resolve().parent.parent
     code = hashlib.sha256()
     for path in sorted(files):
         code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())

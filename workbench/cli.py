@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from workbench import options
+from workbench.building import commands as building
 from workbench.tracking import commands as tracking
 
 app = typer.Typer(
@@ -117,6 +118,8 @@ def compare(
         raise typer.Exit(options.FAILED)
 
 
+app.command()(building.build)
+app.add_typer(building.engines, name="engines")
 app.command()(tracking.calibrate)
 app.command(context_settings=tracking.PASS_ON)(tracking.track)
 app.command()(tracking.history)

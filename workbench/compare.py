@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from models.config import find_preset, locate
 from models.errors import UserError
-from models.hugging_face import read_config
 from workbench import dryrun, report
 from workbench.caches import LOCKS
 from workbench.campaign import Campaign
@@ -19,7 +17,7 @@ from workbench.progress import Progress
 from workbench.ratios import find_ratios
 from workbench.record import Record
 from workbench.request import Request, Settings, settle
-from workbench.source import foresee, prepare
+from workbench.source import foresee, prepare, read_model
 from workbench.store import Store
 
 
@@ -65,9 +63,7 @@ def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...
     """Find the device, fill in its defaults and plan the engines; raises UserError before anything is run."""
     device = describe(resolve_device(request.device))
     settings = settle(request, device.device)
-    folder = locate(settings.model)
-    config = read_config(folder) if folder is not None else find_preset(settings.model)
-    return device, settings, plan(config, settings.workload)
+    return device, settings, plan(read_model(settings.model), settings.workload)
 
 
 def invite(request: Request, settings: Settings) -> list[Contestant]:

@@ -1,0 +1,77 @@
+"""The commands `build` and `engines` as they are typed. Imports next to nothing, like the command line."""
+
+from typing import Annotated
+
+import typer
+
+from workbench import options
+
+engines = typer.Typer(no_args_is_help=False, help="List, show, verify and prune the engines of the store.")
+
+Keys = Annotated[list[str] | None, typer.Argument(help="Keys, or how they begin. Default: all.")]
+TargetDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16. Default: bfloat16, for cpu float32.")
+]
+TargetModel = Annotated[
+    str | None,
+    typer.Option(help="A preset, or a folder with config.json. Default: llama-3.2-1b, for cpu tiny."),
+]
+
+
+def build(
+    target: Annotated[str, typer.Option(help="h100, h200, a100, l40s, b200 or cpu, a list.")],
+    backends: Annotated[
+        str | None,
+        typer.Option(help="a,b[option=value]: which backends. Default: every one that can build ahead."),
+    ] = None,
+    model: TargetModel = None,
+    dtype: TargetDtype = None,
+    batch: options.Batch = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Tokens a sequence of a prefill, a list. Default: 512, for cpu 64.")
+    ] = None,
+    max_context: Annotated[
+        str | None,
+        typer.Option(help="Cached positions before a decode, a list. Default: 1024, for cpu 128."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Decode steps after them. Default: 64, for cpu 32.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Engines built at a time. Default: half as many as cores.")
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First time kernels on the GPU, for builds without it too.")
+    ] = False,
+    engines: options.Engines = None,
+    format: options.Listing = options.ListFormat.table,
+    python: options.Python = [],  # noqa: B006
+) -> None:
+    """Build engines ahead, for a GPU that need not be here, and keep them for `compare`.
+
+    Exit code 1 if a backend asked for by name gave nothing for any target; 2 if the input was wrong.
+    """
+    from workbench import request as requests
+    from workbench.building import build as building
+    from workbench.building.build_table import gave_nothing, write
+    from workbench.building.request import BuildRequest
+    from workbench.building.targets import read_targets
+
+    request = BuildRequest(
+        backends=requests.read_backends(backends),
+        targets=read_targets(target),
+        model=model,
+        dtype=dtype,
+        batches=requests.read_integers("--batch", batch),
+        prompts=requests.read_integers("--prompt", prompt),
+        contexts=requests.read_integers("--max-context", max_context),
+        steps=steps,
+        jobs=jobs,
+        engines=engines,
+        pythons=requests.read_pythons(python),
+        tune=tune,
+    )
+    rows = building.build(request)
+    write(rows, as_json=format is options.ListFormat.json)
+    if request.backends is not None and gave_nothing(rows):
+        raise typer.Exit(options.FAILED)
