@@ -74,6 +74,7 @@ def compare(
     again: Annotated[bool, typer.Option("--again", help="Measure rows anew that are already there.")] = False,
     against: options.Against = None,
     results: options.Results = Path("results"),
+    engines: options.Engines = None,
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print under each table what its rows ran on the GPU.")
@@ -105,6 +106,7 @@ def compare(
         baseline=baseline,
         again=again or against is not None,
         results=results,
+        engines=engines,
         pythons=requests.read_pythons(python),
     )
     if dry_run:

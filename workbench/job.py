@@ -172,7 +172,8 @@ class RowResult:
     build_s: float | None = None
     """From `build()` to the first synchronised token of every shape, less the loading of weights."""
     cold: bool | None = None
-    """Whether the compilers' caches were empty before; filled in by the parent."""
+    """Whether the compilers' caches were empty before, filled in by the parent; None for an engine that was
+    built ahead."""
     load_s: float | None = None
     peak_bytes: int | None = None
     """Host memory at its highest less what it was before the weights, as the worker sees it; a GPU's is

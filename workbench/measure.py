@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 
 from backends import registry
-from backends.contract import Backend, Engine, Shapes, Target
+from backends.contract import Artefact, Backend, Engine, Shapes, Target
 from models.checkpoint import Weights, open_checkpoint
 from workbench import machine
+from workbench.building.work import open_engine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
 from workbench.events import Events
@@ -115,11 +116,11 @@ def verified(result: RowResult, before: Verdict, after: Verdict) -> RowResult:
 
 def build(bench: Bench, shapes: Shapes) -> Built:
     """Build and load an engine; compilers may do their work as late as its first tokens."""
-    clock, job = bench.clock, bench.job
+    clock = bench.clock
     reset_peak()
     bench.events.enter("build")
     start = clock.now()
-    artefact = bench.backend.build(bench.weights.config, shapes, bench.target, job.options)
+    artefact = obtain(bench, shapes)
     built = clock.now()
     bench.events.enter("load")
     engine = bench.backend.load(artefact, bench.weights)
@@ -148,6 +149,14 @@ def build(bench: Bench, shapes: Shapes) -> Built:
         versions=bench.versions,
     )
     return Built(engine, facts)
+
+
+def obtain(bench: Bench, shapes: Shapes) -> Artefact:
+    """Build, or open what was built ahead; raises Unsupported."""
+    job, config = bench.job, bench.weights.config
+    if job.engine is None:
+        return bench.backend.build(config, shapes, bench.target, job.options)
+    return open_engine(bench.backend, Path(job.engine), config, shapes, bench.target, job.options)
 
 
 def check(bench: Bench, engine: Engine) -> Verdict:

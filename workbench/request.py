@@ -35,6 +35,8 @@ class Request:
     baseline: str | None = None
     again: bool = False
     results: Path = Path("results")
+    engines: Path | None = None
+    """The engine store; None for this user's."""
     pythons: dict[str, str] = field(default_factory=dict)
     """The interpreter of a backend that has an environment of its own."""
 

@@ -75,3 +75,60 @@ def build(
     write(rows, as_json=format is options.ListFormat.json)
     if request.backends is not None and gave_nothing(rows):
         raise typer.Exit(options.FAILED)
+
+
+@engines.callback(invoke_without_command=True)
+def main(context: typer.Context) -> None:
+    """List, show, verify and prune the engines of the store; alone it lists them."""
+    if context.invoked_subcommand is None:
+        list_engines()
+
+
+@engines.command("list")
+def list_engines(engines: options.Engines = None, format: options.Listing = options.ListFormat.table) -> None:
+    """List every engine: for what it is, its code, versions, size and age."""
+    from workbench.building.engines import listed, write
+    from workbench.building.store import EngineStore
+
+    write(listed(EngineStore(engines)), format is options.ListFormat.json, verified=False)
+
+
+@engines.command()
+def show(
+    key: Annotated[str, typer.Argument(help="A key, or how it begins.")], engines: options.Engines = None
+) -> None:
+    """Print all that an engine says of itself, as JSON."""
+    from workbench.building import engines as store
+    from workbench.building.store import EngineStore
+
+    store.show(EngineStore(engines), key)
+
+
+@engines.command()
+def verify(
+    keys: Keys = None, engines: options.Engines = None, format: options.Listing = options.ListFormat.table
+) -> None:
+    """Check every byte of engines, and that their machine code is for their target.
+
+    Exit code 1 if one is not sound: the next build replaces it.
+    """
+    from workbench.building import engines as store
+    from workbench.building.store import EngineStore
+
+    checked = [store.verify(each) for each in store.listed(EngineStore(engines), keys)]
+    store.write(checked, format is options.ListFormat.json, verified=True)
+    if any(each.fault for each in checked):
+        raise typer.Exit(options.FAILED)
+
+
+@engines.command()
+def prune(
+    days: Annotated[float, typer.Option(help="Keep what was used in so many days.")] = 30.0,
+    engines: options.Engines = None,
+) -> None:
+    """Remove engines that are damaged or have not been used for long, and what killed builds have left."""
+    from workbench.building import engines as store
+    from workbench.building.store import EngineStore
+
+    for folder, reason in store.prune(EngineStore(engines), days):
+        print(f"removed {folder}: {reason}")

@@ -76,11 +76,14 @@ def read_manifest(folder: Path) -> Manifest:
         if content["schema"] != SCHEMA:
             raise Damaged(f"its manifest is of another workbench (schema {content['schema']})")
         values = {**content, "recipe": Recipe(**content["recipe"]), "code": tuple(content["code"])}
-        return Manifest(**values)
+        manifest = Manifest(**values)
     except OSError as error:
         raise Damaged(f"its manifest cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged("its manifest is damaged") from error
+    if not folder.name.endswith(manifest.recipe.key):
+        raise Damaged(f"it lies in the place of another engine: its recipe is {manifest.recipe.key}")
+    return manifest
 
 
 def check_files(manifest: Manifest, folder: Path) -> None:

@@ -73,11 +73,15 @@ class EngineStore:
         """Return the engine in a folder, every byte checked; raises Damaged."""
         manifest = read_manifest(folder)
         check_files(manifest, folder)
+        self.touch(folder)
+        return Engine(folder, manifest)
+
+    def touch(self, folder: Path) -> None:
+        """Remember that an engine was wanted now: `prune` asks."""
         try:
-            os.utime(folder)  # `prune` asks when it was last wanted
+            os.utime(folder)
         except OSError:
             pass  # a store that can only be read serves all the same
-        return Engine(folder, manifest)
 
     def folders(self) -> list[Path]:
         """List the folders of all engines, damaged ones too."""
