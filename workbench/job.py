@@ -59,10 +59,10 @@ class MeasureJob:
     budget_s: float
     """Time that the samples of one row may take."""
     group: GroupJob
-    engine: str | None = None
-    """A folder of the engine store to load from; None: build."""
     kernels: bool = False
     """Whether to trace the kernels of each row after all is timed and verified."""
+    engine: str | None = None
+    """A folder of the engine store to load from; None: build."""
     kind: str = "measure"
 
 
