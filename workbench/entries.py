@@ -102,7 +102,7 @@ def blank_record(
     source: Source,
     contestant: Contestant,
     row: PlannedRow,
-    engine: Engine | None,
+    engine: Engine | None = None,
 ) -> Record:
     """Describe a row before it is measured."""
     return Record(
