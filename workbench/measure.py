@@ -24,7 +24,7 @@ from workbench.findings import look
 from workbench.gate import verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
-from workbench.job import MeasureJob, RowJob, RowResult
+from workbench.job import Json, MeasureJob, RowJob, RowResult
 from workbench.judgement import Verdict
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
@@ -65,8 +65,30 @@ def measure(job: MeasureJob, events: Events) -> None:
     Raises UserError where the input is at fault, Unsupported where the backend refuses, and whatever else
     went wrong.
     """
+    bench = set_up(job, events)
+    built = build(bench, job.group.shapes)
+    try:
+        measure_rows(bench, built)
+        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
+    finally:
+        built.engine.close()
+
+
+def check_engine(job: MeasureJob, events: Events) -> Json:
+    """Build one engine and check it, without a time; raises as `measure` does."""
+    bench = set_up(job, events)
+    built = build(bench, job.group.shapes)
+    try:
+        verdict = check(bench, built.engine)
+    finally:
+        built.engine.close()
+    return {"passed": verdict.passed, "reason": verdict.reason, "error_ratio": verdict.error_ratio}
+
+
+def set_up(job: MeasureJob, events: Events) -> Bench:
+    """Find the backend and open the weights."""
     backend = registry.find(job.backend)
-    bench = Bench(
+    return Bench(
         job=job,
         backend=backend,
         weights=open_checkpoint(Path(job.model), job.dtype),
@@ -76,12 +98,6 @@ def measure(job: MeasureJob, events: Events) -> None:
         versions=dict(backend.probe().versions),
         idle_bytes=psutil.Process().memory_info().rss,
     )
-    built = build(bench, job.group.shapes)
-    try:
-        measure_rows(bench, built)
-        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
-    finally:
-        built.engine.close()
 
 
 def measure_rows(bench: Bench, built: Built) -> None:

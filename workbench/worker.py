@@ -74,6 +74,13 @@ def measure(job: Json, events: Events) -> None:
     measure_engine(MeasureJob(**{**job, "group": jobs.read_group(job["group"])}), events)
 
 
+def check(job: Json, events: Events) -> Json:
+    """Build and check one engine, without timing it."""
+    from workbench.measure import check_engine
+
+    return check_engine(MeasureJob(**{**job, "group": jobs.read_group(job["group"])}), events)
+
+
 def compilers(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `start`)
     """Ask a backend what shapes its artefacts."""
     from workbench.building.work import tell_compilers
@@ -102,6 +109,7 @@ KINDS: dict[str, Callable[[Json, Events], Json | None]] = {
     "golden": golden,
     "ceilings": ceilings,
     "measure": measure,
+    "check": check,
     "compilers": compilers,
     "build": build,
     "tune": tune,

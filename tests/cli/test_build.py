@@ -90,7 +90,7 @@ def test_xla_builds_for_gpus_that_are_not_here_in_its_own_python(workbench: Run)
         ("nvcc", "unsupported", "there is no nvcc here"),
         ("exception", "build_failed", "the third pass is broken"),
         ("wrong-gpu", "build_failed", "its code is sm_75, which sm_90 does not run"),
-        ("source", "build_failed", "there is no machine code in it"),
+        ("source", "build_failed", "there is no machine code for a GPU in it"),
     ],
 )
 def test_a_build_that_fails_is_a_row_with_the_reason(
@@ -221,6 +221,22 @@ def test_engines_are_listed_shown_and_pruned(keeper: Run, tmp_path: Path) -> Non
     assert row["path"] in pruned.stdout
     assert "not used for" in pruned.stdout
     assert not Path(row["path"]).exists()
+
+
+def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path) -> None:
+    rows = rows_of(build(keeper, "onnxruntime,keeper", "cpu,h100", "--format", "json"))
+    results = tmp_path / "results"
+    done = keeper("engines", "check", "--device", "cpu", "--results", str(results), "--format", "json")
+    assert done.returncode == 1, done.stderr  # keeper computes nothing, and a CPU runs nothing for a GPU
+    found = {row["key"]: row for row in json.loads(done.stdout)}
+    assert [found[row["key"]]["status"] for row in rows] == ["passed", "unsupported", "wrong", "unsupported"]
+    passed, other, _, refused = (found[row["key"]] for row in rows)
+    assert 0 < passed["error_ratio"] < 3
+    assert "NOT_IMPLEMENTED" in other["reason"]  # in the runtime's words, for bfloat16 on a CPU
+    assert "no machine code for a CPU" in refused["reason"]
+    assert passed["purpose"].startswith("correctness only")
+    kept = [json.loads(path.read_text()) for path in results.glob("*/engine-checks/*.json")]
+    assert sorted(kept, key=str) == sorted(found.values(), key=str)
 
 
 def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> None:

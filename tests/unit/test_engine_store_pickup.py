@@ -114,12 +114,15 @@ def test_a_tuned_engine_goes_before_an_untuned_one_and_the_newest_first(call: Ca
 
 
 def test_a_worker_refuses_an_engine_for_another_gpu_or_of_other_versions(tmp_path: Path) -> None:
-    manifest = read_manifest(put(EngineStore(tmp_path), recipe(target="h100")).folder)
-    refuse_mismatch(manifest, aim("h200", "float32", None), HERE)  # the same architecture
-    with pytest.raises(Unsupported, match=r"is for h100 \(sm_90\), not for sm_80"):
-        refuse_mismatch(manifest, aim("a100", "float32", None), HERE)
+    store, ptx = EngineStore(tmp_path), b".target sm_89\n"
+    folder = put(store, recipe(target="h100"), ptx, code=("PTX sm_89",)).folder
+    manifest = read_manifest(folder)
+    refuse_mismatch(manifest, folder, aim("h200", "float32", None), HERE)  # the same architecture
+    refuse_mismatch(manifest, folder, aim("b200", "float32", None), HERE)  # a newer one
+    with pytest.raises(Unsupported, match=r"is for h100: its code is PTX sm_89, which sm_80 does not run"):
+        refuse_mismatch(manifest, folder, aim("a100", "float32", None), HERE)
     with pytest.raises(Unsupported, match=r"compiler 1.0, where here it is 2.0"):
-        refuse_mismatch(manifest, aim("h100", "float32", None), {"compiler": "2.0"})
+        refuse_mismatch(manifest, folder, aim("h100", "float32", None), {"compiler": "2.0"})
 
 
 ENGINE = {"key": "k", "target": "h100", "code": ["sm_90a"], "untuned": True, "built": "then", "build_s": 9.0}

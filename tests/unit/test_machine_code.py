@@ -88,9 +88,9 @@ def test_code_runs_on_its_own_device_and_on_some_newer(
         ([[Code("PTX", "sm_90")]], "sm_80", "PTX sm_90"),
         ([[gpu("sm_89")]], "sm_80", "sm_89"),
         ([[gpu("sm_90")], [gpu("sm_80")]], "sm_90", "sm_80"),
-        ([[gpu("x86_64")]], "sm_90", "no machine code"),
+        ([[gpu("x86_64")]], "sm_90", "no machine code for a GPU"),
         ([[gpu("aarch64")]], "x86_64", "aarch64"),
-        ([[]], "x86_64", "no machine code"),
+        ([[]], "x86_64", "no machine code for a CPU"),
     ],
 )
 def test_code_for_another_device_is_a_fault(files: list[list[Code]], architecture: str, words: str) -> None:

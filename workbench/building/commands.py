@@ -1,5 +1,6 @@
 """The commands `build` and `engines` as they are typed. Imports next to nothing, like the command line."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -118,6 +119,29 @@ def verify(
     checked = [store.verify(each) for each in store.listed(EngineStore(engines), keys)]
     store.write(checked, format is options.ListFormat.json, verified=True)
     if any(each.fault for each in checked):
+        raise typer.Exit(options.FAILED)
+
+
+@engines.command()
+def check(
+    keys: Keys = None,
+    device: options.Device = "auto",
+    results: options.Results = Path("results"),
+    engines: options.Engines = None,
+    format: options.Listing = options.ListFormat.table,
+    python: options.Python = [],  # noqa: B006
+) -> None:
+    """Run engines on a device here and hold their logits against golden ones; times nothing.
+
+    Exit code 1 if one does not pass. What came of each is kept in the device's folder of the results.
+    """
+    from workbench.building import check as checking
+    from workbench.request import Request, read_pythons
+
+    request = Request(device=device, results=results, engines=engines, pythons=read_pythons(python))
+    found = checking.check(request, keys)
+    checking.write(found, format is options.ListFormat.json)
+    if any(each.status != "passed" for each in found):
         raise typer.Exit(options.FAILED)
 
 

@@ -85,7 +85,7 @@ def judge(files: Sequence[frozenset[Code]], architecture: str) -> Verdict:
     on_gpu = architecture.startswith("sm_")
     relevant = [own for codes in files if (own := [code for code in sorted(codes) if code.on_gpu == on_gpu])]
     if not relevant:
-        return Verdict(fault="there is no machine code in it")
+        return Verdict(fault=f"there is no machine code for a {'GPU' if on_gpu else 'CPU'} in it")
     ways: dict[str, None] = {}
     for codes in relevant:
         fitting = [code for code in codes if code.runs_on(architecture)]

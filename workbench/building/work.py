@@ -11,6 +11,7 @@ from pathlib import Path
 from backends import registry
 from backends.contract import Artefact, Backend, Keeper, Shapes, Target, Tuner, Unsupported
 from models.config import DecoderConfig
+from workbench.building.machine_code import inspect
 from workbench.building.manifest import Manifest, read_manifest
 from workbench.building.recipe import tell_difference
 from workbench.events import Events
@@ -79,12 +80,12 @@ def open_engine(
 ) -> Artefact:
     """Return what an engine's folder holds as the artefact that a build would have returned.
 
-    Raises Unsupported for an engine that is for another device, or made by other versions than are here.
+    Raises Unsupported for an engine that the device does not run, or made by other versions than are here.
     """
     if not isinstance(backend, Keeper):
         raise Unsupported(f"{backend.name} opens no engines")
     manifest = read_manifest(folder)
-    refuse_mismatch(manifest, target, backend.compilers(target, options))
+    refuse_mismatch(manifest, folder, target, backend.compilers(target, options))
     artefact = Artefact(
         config,
         shapes,
@@ -97,14 +98,13 @@ def open_engine(
     return backend.open(artefact, folder)
 
 
-def refuse_mismatch(manifest: Manifest, target: Target, compilers: Mapping[str, str]) -> None:
-    """Refuse an engine for another device, or of other versions than are here; raises Unsupported."""
+def refuse_mismatch(manifest: Manifest, folder: Path, target: Target, compilers: Mapping[str, str]) -> None:
+    """Refuse an engine that the device does not run, or of other versions than are here."""
     recipe = manifest.recipe
-    if recipe.architecture != target.architecture:
-        raise Unsupported(
-            f"the engine {recipe.key} is for {recipe.target} ({recipe.architecture}), "
-            f"not for {target.architecture}"
-        )
+    if recipe.architecture != target.architecture and manifest.code:
+        code = inspect([folder / name for name in manifest.files], target.architecture)
+        if code.fault:
+            raise Unsupported(f"the engine {recipe.key} is for {recipe.target}: {code.fault}")
     if recipe.compilers != compilers:
         raise Unsupported(
             f"the engine {recipe.key} was built with {tell_difference(recipe.compilers, compilers)}: "
