@@ -256,7 +256,7 @@ class Campaign:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
             **({"engine": engine.key} if engine else {}),
-            "code": code_version(),
+            "code": code_version(contestant.backend),
             "backend": contestant.name,
             "shapes": group.shapes,
             "versions": dict(contestant.probe.versions),
