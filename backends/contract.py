@@ -6,7 +6,8 @@ its framework inside `probe`, `build` and `load`, so that listing backends stays
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,6 +44,10 @@ class Target:
     """Stored dtype of weights, cache and activations: `float32`, `bfloat16` or `float16`."""
     architecture: str
     """`sm_90`, `sm_80`, ... for a GPU; the machine's name (`x86_64`) for a CPU."""
+    card: str | None = None
+    """Which GPU it is, `h100` for instance, where it is not in this machine; None: the device is here."""
+    tuning: str | None = None
+    """A folder with what `Tuner.tune` found for this work on such a device; None: nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Artefact:
     """Whatever the backend needs to load it."""
     warnings: tuple[str, ...] = ()
     """What readers of every row of it should know."""
+    untuned: bool = False
+    """Whether it lacks the choices among kernels that a build on the device itself would have timed."""
 
 
 class Engine(Protocol):
@@ -146,3 +153,38 @@ class Backend(Protocol):
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and make the engine ready to stage; raises Unsupported."""
+
+
+@runtime_checkable
+class Keeper(Backend, Protocol):
+    """A backend whose artefacts outlive their process, so that an engine store can keep them; optional."""
+
+    machine_code: bool
+    """Whether they hold machine code or PTX for the target, which is then looked for in their files."""
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Tell the version of everything that shapes an artefact for a target; imports no framework.
+
+        Raises Unsupported, or PackageNotFoundError for a package that is not installed.
+        """
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write what `open` needs into an empty folder, as files only."""
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Return the artefact, which has no payload yet, with what was saved; raises Unsupported."""
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """A backend that can keep what it timed on a device for builds elsewhere; optional."""
+
+    def tune(
+        self,
+        config: DecoderConfig,
+        shapes: Shapes,
+        target: Target,
+        options: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        """Time what there is to choose on the device, which is here, and write the choices into a folder."""

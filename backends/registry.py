@@ -46,7 +46,7 @@ def find(name: str) -> Backend:
         return backend
     entry_point = _third_parties().get(name)
     if entry_point is None:
-        raise UserError(f"unknown backend {name!r}: {_nearest(name, names())}")
+        raise UserError(f"unknown backend {name!r}: {nearest(name, names())}")
     return _load(entry_point)
 
 
@@ -86,11 +86,11 @@ def check_options(backend: Backend, options: Mapping[str, str]) -> None:
     for key, value in options.items():
         option = backend.options.get(key)
         if option is None:
-            choices = _nearest(key, backend.options) if backend.options else "it takes no options"
+            choices = nearest(key, backend.options) if backend.options else "it takes no options"
             raise UserError(f"{backend.name} has no option {key!r}: {choices}")
         if option.values and value not in option.values:
             given = f"{key}={value}" if value else f"{key} without a value"
-            raise UserError(f"{backend.name} does not take {given}: {_nearest(value, option.values)}")
+            raise UserError(f"{backend.name} does not take {given}: {nearest(value, option.values)}")
         if value and not option.values:
             raise UserError(f"{backend.name} does not take {key}={value}: {key} is a switch, write it alone")
 
@@ -114,7 +114,7 @@ def _load(entry_point: EntryPoint) -> Backend:
     return backend
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """Phrase what to try instead of `word`."""
     difflib = importlib.import_module("difflib")
     choices = list(known)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,18 @@ def code_version(backend: str | None = None) -> str:
     That is all of `models`, the modules named above, and what these and the backend import from `backends`,
     directly or not; another backend is none of it. Without a backend it is the code of golden logits.
     """
+    return _name_code(backend, MEASURING)
+
+
+@cache
+def lowering_version(backend: str) -> str:
+    """Name the code that shapes what a backend builds: `models`, and what it imports from `backends`."""
+    return _name_code(backend, ())
+
+
+def _name_code(backend: str | None, measuring: Sequence[str]) -> str:
     root = Path(__file__).resolve().parent.parent
-    files = [*root.glob("models/*.py"), *(root / "workbench" / f"{name}.py" for name in MEASURING)]
+    files = [*root.glob("models/*.py"), *(root / "workbench" / f"{name}.py" for name in measuring)]
     found: set[str] = set()
     wanted = {"contract", *([backend] if backend else []), *imported_from_backends(files)}
     while wanted - found:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backends.contract import Shapes
 from models.errors import UserError
+from workbench.building.store import Engine
 from workbench.builds import builds_root, open_build, prune_builds, recall_build, remember_build
 from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
@@ -110,7 +111,7 @@ class Campaign:
         ceilings: Json,
     ) -> None:
         """Run one process: one engine of one backend, with compiler caches of its own."""
-        folder = self.build_folder(contestant, group)
+        folder = self.build_folder(contestant, group, entries[0].engine)
         turn = Turn(
             job=self.job(contestant, group, entries, kernels=self.device.is_gpu and repeat == 0),
             entries={entry.key: entry for entry in entries},
@@ -123,7 +124,8 @@ class Campaign:
         )
         log = self.logs / f"{slug(contestant.name)}.{group.shapes.batch}.{group.shapes.capacity}.{repeat}.log"
         try:
-            turn.cold = open_build(folder, anew=self.again and folder not in self.built)
+            cold = open_build(folder, anew=self.again and folder not in self.built)
+            turn.cold = None if entries[0].engine else cold
             self.built.add(folder)
             environment = compiler_environment(folder) | thread_environment(self.device)
             turn.run(contestant.python, log, environment, self.limits)
@@ -147,6 +149,7 @@ class Campaign:
             seed=SEED,
             budget_s=self.settings.budget_s,
             group=GroupJob(group.shapes, str(self.golden[lengths_of(group)]), tuple(rows)),
+            engine=str(entries[0].engine.folder) if entries[0].engine else None,
             kernels=kernels,
         )
 
@@ -165,7 +168,7 @@ class Campaign:
         if not result.cold or result.build_s is None:
             return
         try:
-            remember_build(self.build_folder(entry.contestant, entry.group), result.build_s)
+            remember_build(self.build_folder(entry.contestant, entry.group, None), result.build_s)
         except OSError as error:
             self.progress.warn(f"the next comparison builds {entry.contestant.name} cold: {error.strerror}")
 
@@ -173,7 +176,7 @@ class Campaign:
         """Finish one row and write it; the other processes of a failed row stay for the next call."""
         results = [entry.results[repeat] for repeat in sorted(entry.results)]
         results += [entry.failure] if entry.failure else []
-        before = recall_build(self.build_folder(entry.contestant, entry.group))
+        before = recall_build(self.build_folder(entry.contestant, entry.group, entry.engine))
         evidence = gather(
             self.source.config, self.settings.dtype, self.device, entry.group, entry.row, results, before
         )
@@ -252,9 +255,10 @@ class Campaign:
         }
         return cache_root() / "golden" / f"{digest(parts)}.npz"
 
-    def build_folder(self, contestant: Contestant, group: PlannedGroup) -> Path:
+    def build_folder(self, contestant: Contestant, group: PlannedGroup, engine: Engine | None) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
+            **({"engine": engine.key} if engine else {}),
             "code": code_version(contestant.backend),
             "backend": contestant.name,
             "shapes": group.shapes,

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from workbench import options
+from workbench.building import commands as building
 from workbench.tracking import commands as tracking
 
 app = typer.Typer(
@@ -73,6 +74,7 @@ def compare(
     again: Annotated[bool, typer.Option("--again", help="Measure rows anew that are already there.")] = False,
     against: options.Against = None,
     results: options.Results = Path("results"),
+    engines: options.Engines = None,
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print under each table what its rows ran on the GPU.")
@@ -105,6 +107,7 @@ def compare(
         again=again or against is not None,  # a cached build could hide the change that is asked about
         results=results,
         python=python,
+        engines=engines,
     )
     if dry_run:
         comparison.preview(request, format.value)
@@ -117,6 +120,8 @@ def compare(
         raise typer.Exit(options.FAILED)
 
 
+app.command()(building.build)
+app.add_typer(building.engines, name="engines")
 app.command()(tracking.calibrate)
 app.command(context_settings=tracking.PASS_ON)(tracking.track)
 app.command()(tracking.history)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from models.config import find_preset, locate
 from models.errors import UserError
-from models.hugging_face import read_config
 from workbench import dryrun, report
+from workbench.building.pickup import Engines, pick_up
+from workbench.building.store import EngineStore
 from workbench.caches import LOCKS
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant, choose
@@ -19,7 +19,7 @@ from workbench.progress import Progress
 from workbench.ratios import find_ratios
 from workbench.record import Record
 from workbench.request import Request, Settings, settle
-from workbench.source import foresee, prepare
+from workbench.source import foresee, prepare, read_model
 from workbench.store import Store
 
 
@@ -41,7 +41,10 @@ def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = lis
         source = prepare(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
         with DeviceLock(device, LOCKS):
-            entries = select(enter(settings, device, source, store, contestants, groups, request.again))
+            engines = find_engines(request, settings, device, contestants, groups, progress)
+            entries = select(
+                enter(settings, device, source, store, contestants, groups, request.again, engines)
+            )
             if request.again:
                 for entry in entries:
                     store.forget(device.name, entry.key)
@@ -56,7 +59,8 @@ def preview(request: Request, form: str) -> None:
         contestants = invite(request, settings)
         source = foresee(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
-        entries = enter(settings, device, source, store, contestants, groups, request.again)
+        engines = find_engines(request, settings, device, contestants, groups, progress)
+        entries = enter(settings, device, source, store, contestants, groups, request.again, engines)
         rows = dryrun.estimate(settings, device, source.config, entries)
     dryrun.write(rows, form)
 
@@ -65,9 +69,7 @@ def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...
     """Find the device, fill in its defaults and plan the engines; raises UserError before anything is run."""
     device = describe(resolve_device(request.device))
     settings = settle(request, device.device)
-    folder = locate(settings.model)
-    config = read_config(folder) if folder is not None else find_preset(settings.model)
-    return device, settings, plan(config, settings.workload)
+    return device, settings, plan(read_model(settings.model), settings.workload)
 
 
 def invite(request: Request, settings: Settings) -> list[Contestant]:
@@ -83,6 +85,21 @@ def invite(request: Request, settings: Settings) -> list[Contestant]:
             f"--baseline {request.baseline!r} is not among the rows: choose from {', '.join(names)}"
         )
     return contestants
+
+
+def find_engines(
+    request: Request,
+    settings: Settings,
+    device: Device,
+    contestants: Sequence[Contestant],
+    groups: Sequence[PlannedGroup],
+    progress: Progress,
+) -> Engines:
+    """Find the engines that were built ahead; none where everything is to be built anew."""
+    if request.again:
+        return {}
+    store, config = EngineStore(request.engines), read_model(settings.model)
+    return pick_up(store, device, settings.dtype, config, contestants, groups, progress.warn)
 
 
 def write(records: Sequence[Record], baseline: str | None, form: str, kernels: bool) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 from uuid import uuid4
 
 from workbench import __version__
+from workbench.building.manifest import Manifest
+from workbench.building.pickup import Engines
+from workbench.building.store import Engine
 from workbench.caches import code_version
 from workbench.contestants import Contestant
 from workbench.gate import GATE
-from workbench.job import RowResult
+from workbench.job import Json, RowResult
 from workbench.machine import Device
 from workbench.plan import PlannedGroup, PlannedRow, with_slopes
 from workbench.record import Record, row_key
@@ -29,6 +32,8 @@ class Entry:
     row: PlannedRow
     blank: Record
     """The row as it will be recorded, but for what measuring tells."""
+    engine: Engine | None = None
+    """What was built ahead for it."""
     results: dict[int, RowResult] = field(default_factory=dict)
     """What each process measured, by repeat."""
     failure: RowResult | None = None
@@ -54,11 +59,12 @@ def enter(
     contestants: Sequence[Contestant],
     groups: Sequence[PlannedGroup],
     again: bool,
+    engines: Engines | None = None,
 ) -> list[Entry]:
     """List every row of every backend, with what earlier calls have measured of it.
 
     As soon as one engine that works here runs in another process, all have rows by the slope clock, and it
-    has no others of decode.
+    has no others of decode. `engines` are those that were built ahead.
     """
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     known = {row_key(each): each for each in store.read(device.name, source.name)}  # the last one counts
@@ -73,8 +79,9 @@ def enter(
             for contestant in contestants:
                 if row.clock == "chained" and contestant.name in elsewhere:
                     continue
-                blank = blank_record(run, settings, device, source, contestant, row)
-                entry = Entry(contestant, group, row, blank)
+                engine = (engines or {}).get((contestant.name, group.shapes))
+                blank = blank_record(run, settings, device, source, contestant, row, engine)
+                entry = Entry(contestant, group, row, blank, engine)
                 recall(entry, known, store, again)
                 entries.append(entry)
     return entries
@@ -97,7 +104,13 @@ def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) ->
 
 
 def blank_record(
-    run: str, settings: Settings, device: Device, source: Source, contestant: Contestant, row: PlannedRow
+    run: str,
+    settings: Settings,
+    device: Device,
+    source: Source,
+    contestant: Contestant,
+    row: PlannedRow,
+    engine: Engine | None = None,
 ) -> Record:
     """Describe a row before it is measured."""
     return Record(
@@ -123,7 +136,20 @@ def blank_record(
         clock=row.clock,
         protocol=protocol(settings, row),
         versions=dict(contestant.probe.versions),
+        engine=describe_engine(engine.manifest) if engine else {},
     )
+
+
+def describe_engine(manifest: Manifest) -> Json:
+    """Write down what a row's engine is, if it was built ahead."""
+    return {
+        "key": manifest.recipe.key,
+        "target": manifest.recipe.target,
+        "code": list(manifest.code),
+        "untuned": manifest.untuned,
+        "built": manifest.created,
+        "build_s": manifest.build_s,
+    }
 
 
 def protocol(settings: Settings, row: PlannedRow | None = None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.contract import Shapes
+from backends.contract import Shapes, Target
+from models.config import DecoderConfig, RopeScaling
 
 Json = dict[str, Any]
 
@@ -62,6 +63,8 @@ class MeasureJob:
     group: GroupJob
     kernels: bool = False
     """Whether to trace the kernels of each row after all is timed and verified."""
+    engine: str | None = None
+    """A folder of the engine store to load from; None: build."""
     kind: str = "measure"
 
 
@@ -109,6 +112,45 @@ class ProbeJob:
 
 
 @dataclass(frozen=True)
+class CompilersJob:
+    """Ask a backend what shapes its artefacts; the result has `compilers` for each target in turn, or why
+    it builds nothing for it: `status` and `reason`.
+    """
+
+    backend: str
+    options: dict[str, str]
+    targets: tuple[Target, ...]
+    kind: str = "compilers"
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """Build an artefact and save it; the result has `definition`, `provenance`, `untuned` and `build_s`."""
+
+    backend: str
+    options: dict[str, str]
+    config: DecoderConfig
+    shapes: Shapes
+    target: Target
+    folder: str
+    """Empty; the artefact's files are written there."""
+    kind: str = "build"
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """Let a backend time what there is to choose on the device, and write the choices into a folder."""
+
+    backend: str
+    options: dict[str, str]
+    config: DecoderConfig
+    shapes: Shapes
+    target: Target
+    folder: str
+    kind: str = "tune"
+
+
+@dataclass(frozen=True)
 class PresetJob:
     """Write a preset's weights as a checkpoint folder."""
 
@@ -132,7 +174,8 @@ class RowResult:
     build_s: float | None = None
     """From `build()` to the first synchronised token of every shape, less the loading of weights."""
     cold: bool | None = None
-    """Whether the compilers' caches were empty before; filled in by the parent."""
+    """Whether the compilers' caches were empty before, filled in by the parent; None for an engine that was
+    built ahead."""
     load_s: float | None = None
     peak_bytes: int | None = None
     """Host memory at its highest less what it was before the weights, as the worker sees it; a GPU's is
@@ -179,11 +222,24 @@ def to_json(value: Any) -> Json:
     return dataclasses.asdict(value)
 
 
+def read_shapes(row: Json) -> Shapes:
+    """Rebuild an engine's shapes from JSON."""
+    return Shapes(row["batch"], tuple(row["prompts"]), row["capacity"])
+
+
+def read_work(row: Json) -> Json:
+    """Rebuild the fields that `BuildJob` and `TuneJob` share from JSON."""
+    config = dict(row["config"])
+    if config["rope_scaling"]:
+        config["rope_scaling"] = RopeScaling(**config["rope_scaling"])
+    shapes, target = read_shapes(row["shapes"]), Target(**row["target"])
+    return {**row, "config": DecoderConfig(**config), "shapes": shapes, "target": target}
+
+
 def read_group(row: Json) -> GroupJob:
     """Rebuild a group of a job from JSON."""
-    shapes = row["shapes"]
     return GroupJob(
-        shapes=Shapes(shapes["batch"], tuple(shapes["prompts"]), shapes["capacity"]),
+        shapes=read_shapes(row["shapes"]),
         golden=row["golden"],
         rows=tuple(RowJob(**each) for each in row["rows"]),
     )

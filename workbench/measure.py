@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 
 from backends import registry
-from backends.contract import Backend, Engine, Shapes, Target
+from backends.contract import Artefact, Backend, Engine, Shapes, Target
 from models.checkpoint import Weights, open_checkpoint
 from workbench import machine
+from workbench.building.work import open_engine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
 from workbench.events import Events
@@ -25,7 +26,7 @@ from workbench.findings import look
 from workbench.gate import verify
 from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill, time_slope
-from workbench.job import MeasureJob, RowJob, RowResult
+from workbench.job import Json, MeasureJob, RowJob, RowResult
 from workbench.judgement import Verdict
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
@@ -67,10 +68,32 @@ def measure(job: MeasureJob, events: Events) -> None:
     Raises UserError where the input is at fault, Unsupported where the backend refuses, and whatever else
     went wrong.
     """
+    bench = set_up(job, events)
+    built = build(bench, job.group.shapes)
+    try:
+        measure_rows(bench, built)
+        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
+    finally:
+        built.engine.close()
+
+
+def check_engine(job: MeasureJob, events: Events) -> Json:
+    """Build one engine and check it, without a time; raises as `measure` does."""
+    bench = set_up(job, events)
+    built = build(bench, job.group.shapes)
+    try:
+        verdict = check(bench, built.engine)
+    finally:
+        built.engine.close()
+    return {"passed": verdict.passed, "reason": verdict.reason, "error_ratio": verdict.error_ratio}
+
+
+def set_up(job: MeasureJob, events: Events) -> Bench:
+    """Find the backend and open the weights."""
     backend = registry.find(job.backend)
     probe = backend.probe()
     here = job.device == "cpu" and probe.in_process
-    bench = Bench(
+    return Bench(
         job=job,
         backend=backend,
         weights=open_checkpoint(Path(job.model), job.dtype),
@@ -80,12 +103,6 @@ def measure(job: MeasureJob, events: Events) -> None:
         versions=dict(probe.versions),
         idle_bytes=psutil.Process().memory_info().rss if here else None,
     )
-    built = build(bench, job.group.shapes)
-    try:
-        measure_rows(bench, built)
-        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
-    finally:
-        built.engine.close()
 
 
 def measure_rows(bench: Bench, built: Built) -> None:
@@ -120,11 +137,11 @@ def verified(result: RowResult, before: Verdict, after: Verdict) -> RowResult:
 
 def build(bench: Bench, shapes: Shapes) -> Built:
     """Build and load an engine; compilers may do their work as late as its first tokens."""
-    clock, job = bench.clock, bench.job
+    clock = bench.clock
     reset_peak()
     bench.events.enter("build")
     start = clock.now()
-    artefact = bench.backend.build(bench.weights.config, shapes, bench.target, job.options)
+    artefact = obtain(bench, shapes)
     built = clock.now()
     bench.events.enter("load")
     engine = bench.backend.load(artefact, bench.weights)
@@ -154,6 +171,14 @@ def build(bench: Bench, shapes: Shapes) -> Built:
         warnings=artefact.warnings,
     )
     return Built(engine, facts)
+
+
+def obtain(bench: Bench, shapes: Shapes) -> Artefact:
+    """Build, or open what was built ahead; raises Unsupported."""
+    job, config = bench.job, bench.weights.config
+    if job.engine is None:
+        return bench.backend.build(config, shapes, bench.target, job.options)
+    return open_engine(bench.backend, Path(job.engine), config, shapes, bench.target, job.options)
 
 
 def check(bench: Bench, engine: Engine) -> Verdict:

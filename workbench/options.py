@@ -49,5 +49,8 @@ Against = Annotated[
 Baseline = Annotated[
     str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
 ]
+Engines = Annotated[
+    Path | None, typer.Option(help="The engine store. Default: a folder of the cache.", show_default=False)
+]
 Results = Annotated[Path, typer.Option(help="Where rows are kept.")]
 Python = Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")]

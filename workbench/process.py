@@ -79,14 +79,16 @@ def run(
     environment: Mapping[str, str] | None = None,
     limits: Limits = Limits(),
     on_event: Callable[[Json], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Run a job of `workbench.job` to its end; `environment` is laid over this process's own.
 
     Events reach `on_event` as they come, and what it raises ends the worker and is raised again. Raises
     UserError if the worker says that the input is wrong, if `python` cannot be started, or if the log or
-    another file cannot be written; nothing else a worker does raises. The worker never outlives the call.
+    another file cannot be written, and KeyboardInterrupt soon after `stopped` says so; nothing else a worker
+    does raises. The worker never outlives the call.
     """
-    follower = _Follower(job, limits, on_event, log)
+    follower = _Follower(job, limits, on_event, log, stopped)
     process, pipe = _start(job, python, environment or {}, log)
     try:
         follower.follow(process, pipe)
@@ -188,6 +190,7 @@ class _Follower:
     limits: Limits
     on_event: Callable[[Json], None] | None
     log: Path
+    stopped: Callable[[], bool]
     stage: str = "start"
     done: Json | None = None
     error: Json | None = None
@@ -202,6 +205,8 @@ class _Follower:
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while (left := self.deadline - time.monotonic()) > 0:
+                if self.stopped():
+                    raise KeyboardInterrupt
                 # Looked at before the pipe, so that what was written before the end is still read. The
                 # worker's end counts, not the pipe's: something it started may hold the pipe open.
                 ended = process.poll() is not None

@@ -4,6 +4,7 @@ SI units are in the field names; a number that could not exist is None. The hist
 1: first version.
 2: `fits`, `no_kernels`, and `timer_check` of a process; `kernels` may be there.
 3: `least_work`.
+4: `engine`.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 from workbench.caches import digest
 from workbench.job import Json
 
-SCHEMA = 3
-READ_SCHEMAS = (1, 2, 3)
+SCHEMA = 4
+READ_SCHEMAS = (1, 2, 3, 4)
 
 OK = "ok"
 UNSTABLE = "unstable"
@@ -115,7 +116,10 @@ class Record:
     """`bytes` and `flops` that one prefill or decode step takes at least, as `models.work` counts them."""
     build_s: Json = field(default_factory=dict)
     """`cold` and `warm`: from `build()` to the first synchronised token of every shape. `cold_measured` is
-    there if an earlier comparison built cold, and says when."""
+    there if an earlier comparison built cold, and says when. `cached` alone: the same with an engine that was
+    built ahead, so from opening it on."""
+    engine: Json = field(default_factory=dict)
+    """Of one that was built ahead: `key`, `target`, `code`, `untuned`, when it was `built` and `build_s`."""
     load_s: float | None = None
     peak_bytes: Json = field(default_factory=dict)
     """`total`, `weights`, `cache`, `rest`."""
@@ -137,6 +141,11 @@ class Record:
     def name(self) -> str:
         """The backend with its options, as typed: `compile[mode=max-autotune]`."""
         return backend_name(self.backend, self.options)
+
+    @property
+    def untuned(self) -> bool:
+        """Whether its engine was built without the choices that a build on the device would have timed."""
+        return bool(self.engine.get("untuned"))
 
     @property
     def timed(self) -> bool:
@@ -186,6 +195,7 @@ def row_key(record: Record) -> str:
     """Identify the work, the backend and where it ran; rows of equal key measure the same thing again."""
     parts: Json = {name: getattr(record, name) for name in WORK_FIELDS}
     parts |= {"backend": record.backend, "options": record.options, "versions": record.versions}
+    parts |= {"engine": record.engine["key"]} if record.engine else {}
     parts |= {"gpu": record.gpu, "device": record.device.split(":")[0], "workbench": record.workbench}
     return digest(parts)
 

@@ -67,19 +67,26 @@ def cells(record: Record, ratio: Ratio | None) -> tuple[tuple[str, str], ...]:
     Under time and ratio stands the 95 % interval, under the cold build the warm one.
     """
     time = record.time_s
-    cold, warm = (record.build_s.get(kind) for kind in ("cold", "warm"))
     total = record.peak_bytes.get("total")
     return (
-        (record.name, ""),
+        (record.name, "untuned" if record.untuned else ""),
         (units.seconds(time.median), units.interval(time.low, time.high, time.median)) if time else ("-", ""),
         ratio_cell(ratio),
         (units.significant(record.tokens_per_s) if record.tokens_per_s else "-", ""),
         (units.percent(record.limit_share) if record.limit_share is not None else "-", ""),
-        (units.seconds(cold) if cold is not None else "-", units.seconds(warm) if warm is not None else "-"),
+        build_cell(record),
         (units.size(total) if total else "-", ""),
         (f"{record.error_ratio:.2f}" if record.error_ratio is not None else "-", ""),
         (record.status, ""),
     )
+
+
+def build_cell(record: Record) -> tuple[str, str]:
+    """Write the cold and the warm build, or what it took to open an engine that was built ahead."""
+    cold, warm, cached = (record.build_s.get(kind) for kind in ("cold", "warm", "cached"))
+    if cached is not None:
+        return "cached", units.seconds(cached)
+    return units.seconds(cold) if cold is not None else "-", units.seconds(warm) if warm is not None else "-"
 
 
 def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
@@ -282,6 +289,8 @@ def flat_numbers(record: Record, ratio: Ratio | None) -> Json:
         "ratio_high": ratio.high if ratio else None,
         "build_cold_s": record.build_s.get("cold"),
         "build_warm_s": record.build_s.get("warm"),
+        "build_cached_s": record.build_s.get("cached"),
+        "untuned": record.untuned,
         "load_s": record.load_s,
         "peak_bytes": record.peak_bytes.get("total"),
         "error_ratio": record.error_ratio,

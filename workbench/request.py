@@ -36,6 +36,8 @@ class Request:
     baseline: str | None = None
     again: bool = False
     results: Path = Path("results")
+    engines: Path | None = None
+    """The engine store; None for this user's."""
     pythons: dict[str, str] = field(default_factory=dict)
     """The interpreter of a backend that has an environment of its own."""
 
@@ -89,6 +91,7 @@ def read(
     results: Path,
     python: list[str],
     baseline: str | None = None,
+    engines: Path | None = None,
 ) -> Request:
     """Read a request as it was typed; raises UserError for what cannot be read."""
     return Request(
@@ -106,6 +109,7 @@ def read(
         again=again,
         results=results,
         pythons=read_pythons(python),
+        engines=engines,
     )
 
 

@@ -77,11 +77,17 @@ def room_for(
 
 
 def find_builds(results: Sequence[RowResult], before: ColdBuild | None) -> Json:
-    """Return seconds of a `cold` and a `warm` build; `cold_measured` tells when, if in an earlier call."""
+    """Return seconds of a `cold` and a `warm` build; `cold_measured` tells when, if in an earlier call.
+
+    Of an engine that was built ahead there are `cached` seconds alone.
+    """
     builds = {
         cold: [result.build_s for result in results if result.cold is cold and result.build_s is not None]
         for cold in (True, False)
     }
+    cached = [each.build_s for each in results if each.cold is None and each.build_s is not None]
+    if cached:
+        return {"cached": plain.median(cached)}
     warm = plain.median(builds[False]) if builds[False] else None
     if builds[True] or before is None:
         return {"cold": plain.median(builds[True]) if builds[True] else None, "warm": warm}
@@ -116,9 +122,21 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
         peak_bytes=memory,
         fits=largest_fit(evidence.room, memory, held) if evidence.room else {},
         error_ratio=worst_error(results),
-        warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
+        warnings=tuple(
+            dict.fromkeys([*untuned(blank), *(line for result in results for line in result.warnings)])
+        ),
     )
     return record if failed else with_times(record, results, evidence)
+
+
+def untuned(blank: Record) -> list[str]:
+    """Warn of an engine whose time says nothing of its compiler."""
+    if not blank.untuned:
+        return []
+    return [
+        f"its engine was built without a {blank.engine['target']} and is untuned, so perhaps far slower than "
+        "one built here: --again builds here, and `build --tune` on the GPU serves builds elsewhere"
+    ]
 
 
 def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence) -> Record:

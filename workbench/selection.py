@@ -59,7 +59,8 @@ def count_workloads(records: Sequence[Record]) -> int:
 def identity(record: Record) -> str:
     """Identify the work, the kind of device and the backend: a later record of the same replaces this one."""
     parts = {name: getattr(record, name) for name in WORK_FIELDS} | device_identity(record)
-    return digest({**parts, "backend": record.name})
+    # One that is untuned says nothing of its compiler, so it does not replace one that does.
+    return digest({**parts, "backend": record.name} | ({"untuned": True} if record.untuned else {}))
 
 
 def find_newest(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]]:

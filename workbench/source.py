@@ -7,11 +7,18 @@ from pathlib import Path
 from models.checkpoint import Weights, open_checkpoint
 from models.config import DecoderConfig, find_preset, locate
 from models.errors import UserError
+from models.hugging_face import read_config
 from workbench.caches import cache_root, code_version, digest
 from workbench.job import PresetJob
 from workbench.process import run
 from workbench.progress import Progress
 from workbench.store import write_atomically
+
+
+def read_model(model: str) -> DecoderConfig:
+    """Read the form of a preset or of the model in a folder; raises UserError."""
+    folder = locate(model)
+    return read_config(folder) if folder is not None else find_preset(model)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ class Turn:
     advance: Callable[[], None]
     """Called for each row that has come to an end in this process."""
     foreign: tuple[str, ...] = ()
-    cold: bool = False
-    """Whether the compilers' caches are empty at its start."""
+    cold: bool | None = False
+    """Whether the compilers' caches are empty at its start; None if it compiles nothing of the engine."""
     watch: Watch = field(init=False)
     stage: str = "start"
     since: float = 0.0

@@ -52,6 +52,13 @@ def rate(value: float, unit: str) -> str:
     return f"{significant(value / size)} {prefix}{unit}/s"
 
 
+def age(value: float) -> str:
+    """Write how long something has been there: `3 days`, `5 h`, `12 min`."""
+    if value >= 2 * 86400:
+        return f"{value / 86400:.0f} days"
+    return f"{value / 3600:.0f} h" if value >= 2 * 3600 else f"{value / 60:.0f} min"
+
+
 def duration(value: float) -> str:
     """Write a coarse time: `2 min 05 s`."""
     minutes, rest = divmod(round(value), 60)

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from backends.contract import Target
 from models.errors import UserError
 from workbench import job as jobs
 from workbench.events import Events
-from workbench.job import GoldenJob, Json, MeasureJob
+from workbench.job import BuildJob, CompilersJob, GoldenJob, Json, MeasureJob, TuneJob
 
 
 def probe(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `start`)
@@ -73,12 +74,45 @@ def measure(job: Json, events: Events) -> None:
     measure_engine(MeasureJob(**{**job, "group": jobs.read_group(job["group"])}), events)
 
 
+def check(job: Json, events: Events) -> Json:
+    """Build and check one engine, without timing it."""
+    from workbench.measure import check_engine
+
+    return check_engine(MeasureJob(**{**job, "group": jobs.read_group(job["group"])}), events)
+
+
+def compilers(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `start`)
+    """Ask a backend what shapes its artefacts."""
+    from workbench.building.work import tell_compilers
+
+    targets = tuple(Target(**each) for each in job["targets"])
+    return tell_compilers(CompilersJob(**{**job, "targets": targets}))
+
+
+def build(job: Json, events: Events) -> Json:
+    """Build an artefact and save it."""
+    from workbench.building.work import build_artefact
+
+    return build_artefact(BuildJob(**jobs.read_work(job)), events)
+
+
+def tune(job: Json, events: Events) -> None:
+    """Keep what a backend times on the device."""
+    from workbench.building.work import tune_backend
+
+    tune_backend(TuneJob(**jobs.read_work(job)), events)
+
+
 KINDS: dict[str, Callable[[Json, Events], Json | None]] = {
     "probe": probe,
     "preset": preset,
     "golden": golden,
     "ceilings": ceilings,
     "measure": measure,
+    "check": check,
+    "compilers": compilers,
+    "build": build,
+    "tune": tune,
 }
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
@@ -13,7 +14,7 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from backends.iree.engine import Programs
+    from backends.iree.engine import Interface, Programs
 
 INSTALL = "pip install iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 'jax>=0.10'"
 PACKAGES = ("iree-base-compiler", "iree-base-runtime", "jax")
@@ -30,6 +31,8 @@ TILED_ROWS = 32
 """Tokens from which that pays in bfloat16 on a CPU: only those kernels use the instructions made for it.
 In float32 they are no faster than the code generated for unpacked operands, in float16 slower.
 """
+DECODE, PREFILL = "decode.vmfb", "prefill-{}.vmfb"
+"""Names of saved modules."""
 NEWEST_CUDA = 89
 """The newest compute capability that IREE 3.13 has: a newer GPU's driver compiles that one's PTX."""
 
@@ -89,6 +92,7 @@ class Iree:
     """Compiles one module for each prompt length and one for every decode step."""
 
     name = "iree"
+    machine_code = True
     options: Mapping[str, Option] = {
         "stock": Option("iree-compile as it comes: no optimisation level"),
         "graph": Option("launch each program as one CUDA graph (GPU only)"),
@@ -123,6 +127,29 @@ class Iree:
         definition = "imported" if plan.imported else "common"
         return Artefact(config, shapes, target, options, definition, plan.provenance, payload=programs)
 
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
+        """Tell the versions of the compiler and of what lowers to it."""
+        importer = ("torch", "iree-turbine") if options.get("import") == "torch" else ("jax", "jaxlib")
+        return {name: version(name) for name in ("iree-base-compiler", *importer)}
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write one file a module."""
+        programs: Programs = artefact.payload
+        (folder / DECODE).write_bytes(programs.decode)
+        for length, module in programs.prefill.items():
+            (folder / PREFILL.format(length)).write_bytes(module)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Read the modules that were saved."""
+        prepare()
+        from backends.iree.engine import Programs
+
+        plan = choose(artefact.options, artefact.target)
+        prefill = {n: (folder / PREFILL.format(n)).read_bytes() for n in artefact.shapes.prompts}
+        interface = describe(artefact.config, artefact.shapes, plan)
+        decode = (folder / DECODE).read_bytes()
+        return replace(artefact, payload=Programs(interface, prefill, decode, plan.graph))
+
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
         from backends.iree.engine import IreeEngine
@@ -154,12 +181,10 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Pl
     prepare()
     from backends.iree.compiler import compile_all
     from backends.iree.engine import Programs
-    from backends.iree.imported import describe_import, lower_import
-    from backends.iree.ops import describe_definition, lower_definition
+    from backends.iree.imported import lower_import
+    from backends.iree.ops import lower_definition
 
-    lower, describe = (
-        (lower_import, describe_import) if plan.imported else (lower_definition, describe_definition)
-    )
+    lower = lower_import if plan.imported else lower_definition
     prefills, decode = lower(config, shapes, dtype)
     flags = (*plan.target, CALLS, *plan.flags)
     tiled = [plan.tiled_rows is not None and shapes.batch * n >= plan.tiled_rows for n in shapes.prompts]
@@ -168,4 +193,12 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Pl
     ]
     *modules, step = compile_all([*sources, (decode, flags)])
     prefill = dict(zip(shapes.prompts, modules, strict=True))
-    return Programs(describe(config, shapes), prefill, step, plan.graph)
+    return Programs(describe(config, shapes, plan), prefill, step, plan.graph)
+
+
+def describe(config: DecoderConfig, shapes: Shapes, plan: Plan) -> Interface:
+    """Describe how the plan's programs are called."""
+    from backends.iree.imported import describe_import
+    from backends.iree.ops import describe_definition
+
+    return (describe_import if plan.imported else describe_definition)(config, shapes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from models.checkpoint import Weights
@@ -18,6 +20,7 @@ class OnnxRuntime:
     """Runs one graph for prefill and decode, on a CPU or a GPU."""
 
     name = "onnxruntime"
+    machine_code = False  # the runtime brings its kernels, and compiles nothing
     options: Mapping[str, Option] = {
         "attention": Option(
             "group-query: the runtime's own operators; standard: those of ONNX alone; auto: the faster one",
@@ -75,6 +78,23 @@ class OnnxRuntime:
             raise Unsupported("import=torch brings its own attention: leave out attention=")
         programs = import_programs(config, shapes, target.dtype)
         return Artefact(config, shapes, target, options, "imported", "stock", payload=programs)
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
+        """Tell the versions of what writes the model: the runtime does not shape it."""
+        importer = ("torch", "onnxscript") if options.get("import") == "torch" else ()
+        return {name: version(name) for name in ("onnx", *importer)}
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write the models and the tables of angles."""
+        from backends.onnxruntime.saved import save_programs
+
+        save_programs(artefact.payload, folder)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Read what was saved."""
+        from backends.onnxruntime.saved import open_programs
+
+        return replace(artefact, payload=open_programs(artefact.shapes.prompts, folder))
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Open the sessions with the weights and bind every buffer; raises Unsupported."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
@@ -12,19 +16,25 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from backends.xla.engine import Lowering
+    from backends.xla.engine import Interface, Lowering, Programs
 
 INSTALL = "pip install 'jax>=0.10', or 'jax[cuda13]>=0.10' for a GPU"
 ATTENTIONS = ("auto", "products", "cudnn", "pallas")
 SOURCES = ("definition", "torch")
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Set before jax starts: three quarters of a GPU's memory, taken at once, would hide what an engine needs."""
+ELSEWHERE = {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+"""Set besides to compile for a GPU that is not here: jax is neither to look for it nor to ask its driver."""
+INSTALL_CUDA = "pip install 'jax[cuda13]>=0.11', with Python 3.12"
+CUDA_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
+AUTOTUNED = "autotune_results.txtpb"
 
 
 class Xla:
     """Compiles one program for each prompt length and one for every decode step."""
 
     name = "xla"
+    machine_code = True
     options: Mapping[str, Option] = {
         "attention": Option("how to attend; auto: cudnn in 16 bits on a GPU, else two products", ATTENTIONS),
         "import": Option("where the model comes from; torch: a torch.export graph by torchax", SOURCES),
@@ -42,35 +52,68 @@ class Xla:
         except Exception as error:  # a jaxlib or a driver that does not fit fails in many ways
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             return Probe(reason=f"jax cannot be used: {cause}", install=INSTALL)
-        versions = {name: version(name) for name in ("jax", "jaxlib")}
-        if "XLA_FLAGS" in os.environ:
-            versions["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
+        versions = {name: version(name) for name in ("jax", "jaxlib")} | flags_set()
         devices = ("cpu", "cuda") if "gpu" in platforms else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
-        """Compile everything; raises Unsupported where a kernel asked for does not take the model."""
-        prepare()
-        from backends.xla.engine import compile_programs
-        from backends.xla.imported import trace_import
+        """Compile everything, here or for a GPU elsewhere; raises Unsupported where a kernel refuses."""
+        prepare(target)
+        flags = {}
+        if target.tuning is not None:
+            flags["xla_gpu_load_autotune_results_from"] = str(Path(target.tuning) / AUTOTUNED)
+        programs = compile_all(config, shapes, target, options, flags)
+        imported = options.get("import") == "torch"
+        settings = f"attention={attention_of(options, target)}, products of one row as sums"
+        return Artefact(
+            config,
+            shapes,
+            target,
+            options,
+            definition="imported" if imported else "common",
+            provenance=f"configured: {settings}" if on_gpu(target) and not imported else "stock",
+            payload=programs,
+            untuned=target.card is not None and target.tuning is None,
+        )
 
-        if options.get("import") == "torch":
-            if "attention" in options:
-                raise Unsupported("import=torch brings its own attention: leave out attention=")
-            programs = compile_programs(config, shapes, target, trace_import(config, shapes, target.dtype))
-            return Artefact(config, shapes, target, options, "imported", "stock", payload=programs)
-        attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)
-        try:
-            programs = compile_programs(config, shapes, target, trace(config, shapes, target, attention))
-        except (NotImplementedError, ValueError) as refusal:  # how jax's kernels say so
-            if attention == "products":
-                raise
-            raise Unsupported(f"attention={attention}: {refusal}") from refusal
-        settings = f"attention={attention}, products of one row as sums"
-        provenance = f"configured: {settings}" if on_gpu(target) else "stock"
-        return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Tell the versions of jax, of its plugin for CUDA and of ptxas, and XLA's flags."""
+        packages = ["jax", "jaxlib", *(("torch", "torchax") if options.get("import") == "torch" else ())]
+        found = {name: version(name) for name in packages} | flags_set()
+        return found | cuda_versions() if on_gpu(target) else found
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write one file a program."""
+        from backends.xla.saved import save_programs
+
+        save_programs(artefact.payload, folder)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Load the programs that were saved."""
+        prepare(artefact.target)
+        from backends.xla.saved import open_programs
+
+        config, shapes, target, options = artefact.config, artefact.shapes, artefact.target, artefact.options
+        programs = open_programs(describe(config, shapes, target, options), artefact, folder)
+        return replace(artefact, payload=programs)
+
+    def tune(
+        self,
+        config: DecoderConfig,
+        shapes: Shapes,
+        target: Target,
+        options: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        """Compile on the GPU and keep which kernels XLA found fastest there."""
+        prepare(target)
+        compile_all(
+            config, shapes, target, options, {"xla_gpu_dump_autotune_results_to": str(folder / AUTOTUNED)}
+        )
+        if not (folder / AUTOTUNED).is_file():
+            raise Unsupported("XLA timed no kernels for this model, so there is nothing to keep")
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -79,12 +122,72 @@ class Xla:
         return XlaEngine(artefact, weights)
 
 
-def prepare() -> None:
+def prepare(target: Target | None = None) -> None:
     """Set what jax reads when it starts: no preallocation, as many threads as the process is given."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT | (ELSEWHERE if target and target.card else {})).items():
         os.environ.setdefault(name, value)
     if "OMP_NUM_THREADS" in os.environ:
         os.environ.setdefault("NPROC", os.environ["OMP_NUM_THREADS"])
+
+
+def flags_set() -> dict[str, str]:
+    """Return XLA's flags as they are set from outside, as a version."""
+    return {name: os.environ[name] for name in ("XLA_FLAGS",) if name in os.environ}
+
+
+def cuda_versions() -> dict[str, str]:
+    """Tell the versions of jax's plugin for CUDA and of its assembler; raises Unsupported."""
+    try:
+        found = {name: version(name) for name in CUDA_PACKAGES}
+    except PackageNotFoundError as error:
+        raise Unsupported(f"programs for a GPU need {error.name}: {INSTALL_CUDA}") from error
+    return found | {"ptxas": ptxas_version()}
+
+
+def ptxas_version() -> str:
+    """Tell which assembler XLA will find: that of the package, else that on the path; raises Unsupported."""
+    try:
+        return version("nvidia-cuda-nvcc")
+    except PackageNotFoundError:
+        path = shutil.which("ptxas")
+    if path is None:
+        raise Unsupported("there is no ptxas here: pip install nvidia-cuda-nvcc, or put CUDA's on the path")
+    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return told.strip().rpartition("release ")[2].partition("\n")[0]
+
+
+def compile_all(
+    config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str], flags: dict[str, str]
+) -> Programs:
+    """Lower the definition or import it, and compile it with XLA's `flags`; raises Unsupported."""
+    from backends.xla.engine import compile_programs
+    from backends.xla.imported import trace_import
+
+    if options.get("import") == "torch":
+        if "attention" in options:
+            raise Unsupported("import=torch brings its own attention: leave out attention=")
+        return compile_programs(config, shapes, target, trace_import(config, shapes, target.dtype), flags)
+    attention = attention_of(options, target)
+    try:
+        return compile_programs(config, shapes, target, trace(config, shapes, target, attention), flags)
+    except (NotImplementedError, ValueError) as refusal:  # how jax's kernels say so
+        if attention == "products":
+            raise
+        raise Unsupported(f"attention={attention}: {refusal}") from refusal
+
+
+def describe(config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]) -> Interface:
+    """Describe the programs that a build with these options makes."""
+    if options.get("import") == "torch":
+        from backends.xla.imported import describe_import
+
+        return describe_import(config, shapes)
+    return trace(config, shapes, target, attention_of(options, target)).interface
+
+
+def attention_of(options: Mapping[str, str], target: Target) -> str:
+    """Settle the option; raises Unsupported."""
+    return choose_attention(options.get("attention", ATTENTIONS[0]), target)
 
 
 def on_gpu(target: Target) -> bool:

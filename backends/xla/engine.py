@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import SingleDeviceSharding
+from jax.stages import Compiled
 
 from backends.contract import POISON, Artefact, Shapes, Target
 from backends.jax_ops import JaxOps, Layout, Rope, State, decode_step, prefill_step
+from backends.xla.cards import describe_card
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.layout import fused_layout
@@ -22,13 +25,20 @@ Cache = tuple[list[Array], list[Array]]
 
 
 @dataclass(frozen=True)
-class Lowering:
-    """The model as two functions that jax can trace, and what they are given."""
+class Interface:
+    """What programs are given besides weights and tokens."""
 
     layout: Layout
     """Of the cache."""
     tabulate: Callable[[], Any]
-    """Makes the tables of rope angles that the two take."""
+    """Makes the tables of rope angles."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """The model as two functions that jax can trace."""
+
+    interface: Interface
     prefill: Callable[[Tensors, Any, Array, State], State]
     """Takes weights, angles, tokens [B, T] and the state."""
     decode: Callable[[Tensors, Any, State], State]
@@ -38,18 +48,25 @@ class Lowering:
 class Programs:
     """What XLA made of a lowering, each bound to its shapes and its device."""
 
-    lowering: Lowering
-    prefill: Mapping[int, Callable[[Tensors, Any, Array, State], State]]
-    """By prompt length."""
-    decode: Callable[[Tensors, Any, State], State]
-    poison: Callable[[Array, Cache], Cache]
-    """Takes a length [] and the cache."""
+    interface: Interface
+    prefill: Mapping[int, Compiled]
+    """By prompt length; what they take and return is as `Lowering` has it."""
+    decode: Compiled
+    poison: Compiled
+    """Takes a length [] and the cache; returns the cache."""
 
 
 def find_device(target: Target) -> jax.Device:
-    """Return jax's device for `cpu` or `cuda:N`."""
+    """Return jax's device for `cpu` or `cuda:N`, or a description of one that is not here."""
+    if target.card is not None:
+        return describe_card(target.card)
     kind, _, index = target.device.partition(":")
     return jax.devices(kind)[int(index or 0)]
+
+
+def describe_definition(config: DecoderConfig, shapes: Shapes, decode: type[JaxOps]) -> Interface:
+    """Describe the programs of models/decoder.py with these operations."""
+    return Interface(decode.layout, partial(Rope.tabulate, config, shapes.capacity))
 
 
 def trace_definition(
@@ -57,8 +74,7 @@ def trace_definition(
 ) -> Lowering:
     """Lower models/decoder.py with these operations."""
     return Lowering(
-        decode.layout,
-        partial(Rope.tabulate, config, shapes.capacity),
+        describe_definition(config, shapes, decode),
         partial(prefill_step, prefill, config),
         partial(decode_step, decode, config),
     )
@@ -70,32 +86,52 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def compile_programs(config: DecoderConfig, shapes: Shapes, target: Target, lowering: Lowering) -> Programs:
-    """Compile a program for each prompt length and one for every decode step, the whole state donated."""
+def compile_programs(
+    config: DecoderConfig,
+    shapes: Shapes,
+    target: Target,
+    lowering: Lowering,
+    options: Mapping[str, str] | None = None,
+) -> Programs:
+    """Compile a program for each prompt length and one for every decode step, the whole state donated.
+
+    `options` are XLA's, by the names of its flags.
+    """
     keep_compiled()
     batch, capacity, dtype = shapes.batch, shapes.capacity, target.dtype
+    interface = lowering.interface
+    compile_here = partial(compile_ahead, find_device(target), options)
     weights = {each.name: jax.ShapeDtypeStruct(each.shape, dtype) for each in fused_layout(config)}
     # A GPU would round float32 operands to TF32.
     precision = "highest" if dtype == "float32" else "default"
-    with jax.default_device(find_device(target)), jax.default_matmul_precision(precision):
-        angles = jax.eval_shape(lowering.tabulate)
-        state = jax.eval_shape(lambda: State.zeros(config, batch, capacity, dtype, lowering.layout))
+    with jax.default_matmul_precision(precision):
+        angles = jax.eval_shape(interface.tabulate)
+        state = jax.eval_shape(lambda: State.zeros(config, batch, capacity, dtype, interface.layout))
         prefills = {
-            length: compile_ahead(
+            length: compile_here(
                 lowering.prefill, weights, angles, jax.ShapeDtypeStruct((batch, length), jnp.int32), state
             )
             for length in shapes.prompts
         }
-        decode = compile_ahead(lowering.decode, weights, angles, state)
-        poison = compile_ahead(
-            partial(overwrite, lowering.layout), state.position, (state.keys, state.values)
+        decode = compile_here(lowering.decode, weights, angles, state)
+        poison = compile_here(
+            partial(overwrite, interface.layout), state.position, (state.keys, state.values)
         )
-    return Programs(lowering, prefills, decode, poison)
+    return Programs(interface, prefills, decode, poison)
 
 
-def compile_ahead(step: Callable[..., Any], *arguments: Any) -> Any:
-    """Compile a step for arguments of these shapes; the last one is donated."""
-    return jax.jit(step, donate_argnums=len(arguments) - 1).lower(*arguments).compile()
+def compile_ahead(
+    device: jax.Device, options: Mapping[str, str] | None, step: Callable[..., Any], *arguments: Any
+) -> Compiled:
+    """Compile a step for arguments of these shapes on a device; the last one is donated."""
+    placed = jax.tree.map(partial(put_shape, SingleDeviceSharding(device)), arguments)
+    lowered = jax.jit(step, donate_argnums=len(arguments) - 1).lower(*placed)
+    return lowered.compile(compiler_options=dict(options) if options else None)
+
+
+def put_shape(sharding: SingleDeviceSharding, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Say where an argument of this shape will lie."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def overwrite(layout: Layout, length: Array, cache: Cache) -> Cache:
@@ -118,9 +154,9 @@ class XlaEngine:
         self.device = find_device(target)
         self.weights = weights.once(f"jax:{self.device}", lambda: place(weights, self.device))
         with jax.default_device(self.device):
-            self.angles = self.programs.lowering.tabulate()
+            self.angles = self.programs.interface.tabulate()
             self.state = State.zeros(
-                config, shapes.batch, shapes.capacity, target.dtype, self.programs.lowering.layout
+                config, shapes.batch, shapes.capacity, target.dtype, self.programs.interface.layout
             )
         self.stage(np.zeros((shapes.batch, shapes.prompts[0]), np.int32))
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from backends.contract import Shapes, Unsupported
 from backends.jax_ops import Layout, State
-from backends.xla.engine import Lowering, Tensors
+from backends.xla.engine import Interface, Lowering, Tensors
 from models.config import DecoderConfig
 from models.layout import fused_layout
 from models.rope import rope_tables
@@ -41,7 +41,12 @@ def trace_import(config: DecoderConfig, shapes: Shapes, dtype: str) -> Lowering:
         results = decode_program(in_order(weights), angles, token, position[None], keys, values)
         return read_state(results, config.layers)
 
-    return Lowering(LAYOUT, partial(tabulate, config, shapes.capacity), prefill, decode)
+    return Lowering(describe_import(config, shapes), prefill, decode)
+
+
+def describe_import(config: DecoderConfig, shapes: Shapes) -> Interface:
+    """Describe programs that take what those of `torch_program` do."""
+    return Interface(LAYOUT, partial(tabulate, config, shapes.capacity))
 
 
 def find_importer() -> Callable[[Any], Callable[..., Sequence[Array]]]:

@@ -132,8 +132,10 @@ def test_cache_that_cannot_be_written_costs_one_backend_only(
     folder_of = Campaign.build_folder
     (tmp_path / "file").touch()
 
-    def build_folder(self: Campaign, contestant: Contestant, group: Any) -> Path:
-        return tmp_path / "file" / "x" if contestant.name == "a" else folder_of(self, contestant, group)
+    def build_folder(self: Campaign, contestant: Contestant, group: Any, engine: Any) -> Path:
+        return (
+            tmp_path / "file" / "x" if contestant.name == "a" else folder_of(self, contestant, group, engine)
+        )
 
     monkeypatch.setattr(Campaign, "build_folder", build_folder)
     found = statuses(call(["a", "b"]))

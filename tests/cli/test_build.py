@@ -1,0 +1,251 @@
+"""`python -m workbench build` and `engines`: real compilers for GPUs elsewhere, and builds that go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT, Run
+
+PLUGINS = ROOT / "tests" / "plugins"
+SMALL = ("--model", "tiny", "--prompt", "16", "--max-context", "16")
+
+
+def rows_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+@pytest.fixture
+def keeper(workbench: Run, tmp_path: Path) -> Run:
+    """Return a function that runs a command where the backend `keeper` is installed."""
+    variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGINS}", "KEEPER_LOG": str(tmp_path / "builds")}
+
+    def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        return workbench(*arguments, "--engines", str(tmp_path / "engines"), **(variables | more))
+
+    return run
+
+
+def build(run: Run, backends: str, target: str, *arguments: str, **more: str) -> Any:
+    return run("build", "--backends", backends, "--target", target, *SMALL, *arguments, **more)
+
+
+def test_compilers_build_for_gpus_that_are_not_here(workbench: Run) -> None:
+    command = ("iree,onnxruntime,compile", "h100,a100", "--format", "json")
+    done = build(workbench, *command)
+    assert done.returncode == 1, done.stderr  # compile gave nothing, and was asked for by name
+    rows = {(row["backend"], row["target"]): row for row in rows_of(done)}
+    assert {key for key, row in rows.items() if row["status"] == "ok"} == {
+        (backend, target) for backend in ("iree", "onnxruntime") for target in ("h100", "a100")
+    }
+    assert rows["iree", "h100"]["code"] == ["PTX sm_89"]
+    assert rows["iree", "h100"]["reason"] == "by PTX sm_89"
+    assert rows["iree", "a100"]["code"] == ["PTX sm_80"]
+    assert rows["compile", "h100"]["status"] == "unsupported"
+    assert "nothing that could be built ahead" in rows["compile", "h100"]["reason"]
+    again = rows_of(build(workbench, *command))
+    found = [row for row in again if row["status"] == "ok"]
+    assert len(found) == 4
+    assert not any(row["built"] for row in found)
+    assert [row["key"] for row in found] == [row["key"] for row in rows.values() if row["status"] == "ok"]
+    assert all(row["warm_s"] < row["cold_s"] for row in found if row["backend"] == "iree")
+    table = build(workbench, "iree,onnxruntime", "h100,a100")
+    assert table.returncode == 0, table.stderr
+    assert "ok, cached, by PTX sm_89" in table.stdout
+    verified = workbench("engines", "verify")
+    assert verified.returncode == 0, verified.stdout
+    assert verified.stdout.count("sound") == 4
+
+
+def test_xla_builds_for_gpus_that_are_not_here_in_its_own_python(workbench: Run) -> None:
+    """WORKBENCH_XLA_PYTHON names one with jax[cuda13], which needs Python 3.12, unless this one has it."""
+    named = os.environ.get("WORKBENCH_XLA_PYTHON")
+    python = ("--python", f"xla={named}") if named else ()
+    done = build(workbench, "xla", "h100,a100", "--format", "json", *python)
+    rows = rows_of(done)
+    if any("jax-cuda13-plugin" in str(row["reason"]) for row in rows):
+        pytest.skip(rows[0]["reason"])
+    assert done.returncode == 0, (done.stderr, rows)
+    assert [row["code"] for row in rows] == [["sm_90a"], ["sm_80"]]
+    assert [row["reason"] for row in rows] == ["untuned", "untuned"]
+    keys = [row["key"] for row in rows]
+    assert workbench("engines", "verify", *keys).returncode == 0
+    shown = json.loads(workbench("engines", "show", keys[0]).stdout)
+    assert shown["untuned"] is True
+    assert shown["recipe"]["tuning"] == "none"
+    assert {"jaxlib", "jax-cuda13-plugin", "ptxas"} <= set(shown["recipe"]["compilers"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [
+        ("disk", "build_failed", "No space left on device"),
+        ("nvcc", "unsupported", "there is no nvcc here"),
+        ("exception", "build_failed", "the third pass is broken"),
+        ("wrong-gpu", "build_failed", "its code is sm_75, which sm_90 does not run"),
+        ("source", "build_failed", "there is no machine code for a GPU in it"),
+    ],
+)
+def test_a_build_that_fails_is_a_row_with_the_reason(
+    keeper: Run, tmp_path: Path, fault: str, status: str, words: str
+) -> None:
+    done = build(keeper, f"keeper[fault={fault}],keeper", "h100", "--format", "json")
+    assert done.returncode == 1, done.stderr  # the first gave nothing for any target
+    failed, other = rows_of(done)
+    assert failed["status"] == status
+    assert words in failed["reason"]
+    assert failed["path"] is None
+    assert other["status"] == "ok"
+    assert other["code"] == ["sm_90"]
+    kept = list((tmp_path / "engines").glob("[!.]*/*"))
+    assert kept == [Path(other["path"])]
+    assert list((tmp_path / "engines" / ".unfinished").iterdir()) == []
+
+
+def test_a_target_that_one_backend_does_not_know_costs_that_row_only(keeper: Run) -> None:
+    done = build(keeper, "keeper", "b200,l40s,cpu", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert [(row["target"], row["status"]) for row in rows_of(done)] == [
+        ("b200", "unsupported"),
+        ("l40s", "ok"),
+        ("cpu", "ok"),
+    ]
+    table = build(keeper, "keeper", "b200,l40s")
+    assert "keeper for b200: unsupported: the compiler knows no b200" in table.stdout
+    assert "ok, cached, untuned" in table.stdout
+
+
+def test_what_another_version_built_is_another_engine(keeper: Run, tmp_path: Path) -> None:
+    for version in ("1.0", "2.0", "1.0"):
+        assert build(keeper, "keeper", "a100", KEEPER_VERSION=version).returncode == 0
+    assert (tmp_path / "builds").read_text() == "sm_80\n" * 2
+
+
+def test_a_damaged_engine_is_told_of_and_built_anew(keeper: Run, tmp_path: Path) -> None:
+    (row,) = rows_of(build(keeper, "keeper", "a100", "--format", "json"))
+    os.truncate(Path(row["path"]) / "code", 5)
+    verified = keeper("engines", "verify")
+    assert verified.returncode == 1
+    assert "code has 5 of its 64 bytes" in verified.stdout
+    again = build(keeper, "keeper", "a100", "--format", "json")
+    assert "is damaged: code has 5 of its 64 bytes; it is built anew" in again.stderr
+    assert rows_of(again)[0]["built"]
+    assert keeper("engines", "verify").returncode == 0
+    assert (tmp_path / "builds").read_text() == "sm_80\n" * 2
+
+
+def start(environment: dict[str, str], tmp_path: Path, backend: str, **more: str) -> "subprocess.Popen[str]":
+    arguments = ("build", "--backends", backend, "--target", "a100", *SMALL, "--format", "json")
+    variables = environment | {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGINS}",
+        "KEEPER_LOG": str(tmp_path / "builds"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "workbench", *arguments, "--engines", str(tmp_path / "engines")],
+        env=variables | more,
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_two_processes_build_an_engine_once(environment: dict[str, str], tmp_path: Path) -> None:
+    both = [start(environment, tmp_path, "keeper", KEEPER_SECONDS="4") for _ in range(2)]
+    rows = [json.loads(process.communicate(timeout=100)[0])[0] for process in both]
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert sorted(row["built"] for row in rows) == [False, True]
+    assert (tmp_path / "builds").read_text() == "sm_80\n"
+
+
+def test_a_build_that_is_stopped_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    process = start(environment, tmp_path, "keeper[fault=hang]")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "builds").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert list((tmp_path / "engines").glob("[!.]*/*")) == []
+    assert list((tmp_path / "engines" / ".unfinished").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("build", "--target", "h10"), ["unknown target 'h10'", "did you mean 'h100'"]),
+        (("build",), ["--target"]),
+        (("build", "--target", "h100", "--backends", "iere"), ["did you mean 'iree'"]),
+        (("build", "--target", "h100", "--model", "tinny"), ["tinny", "'tiny'"]),
+        (("build", "--target", "h100", "--dtype", "int4"), ["--dtype int4"]),
+        (("build", "--target", "h100", "--batch", "0"), ["--batch 0"]),
+        (("build", "--target", "h100", "--jobs", "0"), ["--jobs 0"]),
+        (("build", "--target", "h100", "--model", "tiny", "--max-context", "9999"), ["2048"]),
+        (
+            ("build", "--target", "h100", "--engines", "file/x"),
+            ["cannot write the engine store", "--engines"],
+        ),
+        (("engines", "show", "zz"), ["no engine", "'zz'"]),
+        (("engines", "verify", "zz"), ["no engine", "'zz'"]),
+    ],
+)
+def test_mistake_is_one_line(
+    workbench: Run, tmp_path: Path, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    done = workbench(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+def test_engines_are_listed_shown_and_pruned(keeper: Run, tmp_path: Path) -> None:
+    assert keeper("engines", "list").returncode == 0  # of a store that is not there yet
+    (row,) = rows_of(build(keeper, "keeper", "a100", "--format", "json"))
+    listed = keeper("engines", "list")
+    for word in (row["key"], "keeper", "a100", "sm_80", "64 B", "untuned", "keeper 1.0"):
+        assert word in listed.stdout
+    assert keeper("engines", "prune").stdout == ""
+    os.utime(row["path"], (0, 0))
+    pruned = keeper("engines", "prune", "--days", "5")
+    assert row["path"] in pruned.stdout
+    assert "not used for" in pruned.stdout
+    assert not Path(row["path"]).exists()
+
+
+def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path) -> None:
+    rows = rows_of(build(keeper, "onnxruntime,keeper", "cpu,h100", "--format", "json"))
+    results = tmp_path / "results"
+    done = keeper("engines", "check", "--device", "cpu", "--results", str(results), "--format", "json")
+    assert done.returncode == 1, done.stderr  # keeper computes nothing, and a CPU runs nothing for a GPU
+    found = {row["key"]: row for row in json.loads(done.stdout)}
+    assert [found[row["key"]]["status"] for row in rows] == ["passed", "unsupported", "wrong", "unsupported"]
+    passed, other, _, refused = (found[row["key"]] for row in rows)
+    assert 0 < passed["error_ratio"] < 3
+    assert "NOT_IMPLEMENTED" in other["reason"]  # in the runtime's words, for bfloat16 on a CPU
+    assert "no machine code for a CPU" in refused["reason"]
+    assert passed["purpose"].startswith("correctness only")
+    kept = [json.loads(path.read_text()) for path in results.glob("*/engine-checks/*.json")]
+    assert sorted(kept, key=str) == sorted(found.values(), key=str)
+
+
+def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> None:
+    built = build(workbench, "onnxruntime", "cpu", "--format", "json")
+    (row,) = rows_of(built)
+    command = ("compare", "--backends", "onnxruntime", "--model", "tiny", "--prompt", "16", "--context", "16")
+    command += ("--phases", "decode", "--repeats", "1", "--format", "json")
+    done = workbench(*command, "--results", str(tmp_path / "results"))
+    (record,) = json.loads(done.stdout)
+    assert record["status"] in ("ok", "unstable"), record["reason"]
+    assert record["engine"]["key"] == row["key"]
+    assert list(record["build_s"]) == ["cached"]

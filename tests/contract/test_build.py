@@ -1,0 +1,88 @@
+"""What is saved is what was built: an artefact opened again gives the same engine, here and by target."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import registry
+from backends.contract import Artefact, Keeper, Shapes, Target
+from models.checkpoint import Weights
+from workbench.building.machine_code import inspect
+
+HERE = Target("cpu", "float32", platform.machine())
+SHAPES = Shapes(2, (4, 7), 23)
+KEEPERS = [name for name in registry.names() if isinstance(registry.find(name), Keeper)]
+Open = Callable[[str, str], Weights]
+
+
+@pytest.fixture(params=KEEPERS)
+def keeper(request: pytest.FixtureRequest) -> Keeper:
+    found = registry.find(request.param)
+    assert isinstance(found, Keeper)
+    probe = found.probe()
+    if not probe.usable:
+        pytest.skip(f"{request.param}: {probe.reason}")
+    return found
+
+
+def test_three_backends_or_more_keep_what_they_build() -> None:
+    assert {"xla", "iree", "onnxruntime"} <= set(KEEPERS)
+
+
+def logits_of(keeper: Keeper, artefact: Artefact, weights: Weights) -> np.ndarray:
+    """Prefill both lengths, decode two steps after each and poison in between; returns all logits."""
+    engine = keeper.load(artefact, weights)
+    found = []
+    for length in SHAPES.prompts:
+        engine.stage(np.arange(2 * length, dtype=np.int32).reshape(2, length))
+        engine.prefill()
+        engine.poison(length)
+        for _ in range(2):
+            found.append(engine.logits())
+            engine.decode()
+        found.append(engine.logits())
+    engine.close()
+    return np.stack(found)
+
+
+def test_an_opened_artefact_is_the_engine_that_was_built(
+    keeper: Keeper, open_family: Open, tmp_path: Path
+) -> None:
+    if "cpu" not in keeper.probe().devices:
+        pytest.skip(f"{keeper.name} runs on {', '.join(keeper.probe().devices)} here")
+    weights = open_family("llama", "float32")
+    built = keeper.build(weights.config, SHAPES, HERE, {})
+    keeper.save(built, tmp_path)
+    assert any(tmp_path.iterdir())
+    opened = keeper.open(replace(built, payload=None), tmp_path)
+    assert (opened.definition, opened.provenance) == (built.definition, built.provenance)
+    np.testing.assert_array_equal(logits_of(keeper, opened, weights), logits_of(keeper, built, weights))
+    code = inspect(sorted(tmp_path.iterdir()), HERE.architecture)
+    assert (code.fault is None) == keeper.machine_code
+    assert not built.untuned
+
+
+def test_versions_are_told_without_the_framework(keeper: Keeper) -> None:
+    versions = keeper.compilers(HERE, {})
+    assert versions
+    assert all(isinstance(version, str) and version for version in versions.values())
+
+
+def test_prefills_that_are_models_of_their_own_are_kept_apart(tmp_path: Path) -> None:
+    probe = registry.find("onnxruntime").probe()
+    if not probe.usable:
+        pytest.skip(f"onnxruntime: {probe.reason}")
+    from backends.onnxruntime.engine import Programs
+    from backends.onnxruntime.saved import open_programs, save_programs
+
+    tables = {"cos": np.ones((3, 2), np.float32), "sin": np.zeros((3, 2), np.float32)}
+    save_programs(Programs(b"decode", {4: b"four", 7: b"decode"}, tables), tmp_path)
+    opened = open_programs((4, 7), tmp_path)
+    assert (opened.decode, opened.prefills) == (b"decode", {4: b"four", 7: b"decode"})
+    assert opened.tables.keys() == tables.keys()
+    np.testing.assert_array_equal(opened.tables["cos"], tables["cos"])
+    assert not (tmp_path / "prefill-7.onnx").exists()

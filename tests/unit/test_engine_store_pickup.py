@@ -1,0 +1,159 @@
+"""Which engine of the store a comparison takes, and how its rows say so."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.contract import Probe, Unsupported
+from models.config import PRESETS
+from tests.unit.builders import record
+from tests.unit.engines import CPU, SHAPES, put, recipe, spoil
+from tests.unit.test_rows import evidence, result
+from workbench.building import pickup
+from workbench.building.manifest import read_manifest
+from workbench.building.pickup import pick_up
+from workbench.building.questions import Answer
+from workbench.building.recipe import UNTUNED
+from workbench.building.store import EngineStore
+from workbench.building.targets import aim
+from workbench.building.work import refuse_mismatch
+from workbench.contestants import Contestant
+from workbench.job import RowResult
+from workbench.plan import PlannedGroup
+from workbench.record import from_json, row_key, to_json
+from workbench.report import cells, flat_numbers
+from workbench.rows import find_builds, finish
+from workbench.selection import identity
+
+PROBE = Probe(devices=("cpu", "cuda"), dtypes=("float32",))
+HERE = {"compiler": "1.0"}
+
+
+class Call:
+    """A comparison that looks into a store, with what it warned of and asked."""
+
+    def __init__(self, store: EngineStore) -> None:
+        self.store = store
+        self.warnings: list[str] = []
+        self.asked: list[str] = []
+
+    def look(self, backend: str = "iree", device: Any = CPU) -> str | None:
+        """Return the key of the engine that a backend's row is measured with."""
+        contestant = Contestant(backend, {}, "python", PROBE)
+        found = pick_up(
+            self.store,
+            device,
+            "float32",
+            PRESETS["tiny"],
+            [contestant],
+            [PlannedGroup(SHAPES, ())],
+            self.warnings.append,
+        )
+        assert set(found) <= {(backend, SHAPES)}
+        return found[backend, SHAPES].key if found else None
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    call = Call(EngineStore(tmp_path / "engines"))
+
+    def ask(named: Any, python: str, targets: Any) -> list[Answer]:
+        call.asked.append(named[0])
+        return [Answer(HERE)] * len(targets)
+
+    monkeypatch.setattr(pickup, "ask", ask)
+    return call
+
+
+def test_an_engine_for_this_device_is_taken(call: Call) -> None:
+    engine = put(call.store, recipe(target="cpu"))
+    assert call.look() == engine.key
+    assert call.warnings == []
+    assert call.asked == ["iree"]
+
+
+def test_nobody_is_asked_where_there_is_no_engine(call: Call) -> None:
+    put(call.store, recipe("xla", "cpu"))
+    put(call.store, recipe(target="h100"))
+    put(call.store, recipe(target="cpu", dtype="bfloat16"))
+    assert call.look() is None
+    assert call.look("eager") is None
+    assert call.asked == []
+    assert call.warnings == []
+
+
+def test_an_engine_of_other_versions_is_refused_with_the_difference(call: Call) -> None:
+    put(call.store, recipe(target="cpu", compilers={"compiler": "2.0"}))
+    assert call.look() is None
+    (warning,) = call.warnings
+    assert "compiler 2.0, where here it is 1.0" in warning
+
+
+def test_an_engine_of_other_code_of_ours_is_refused(call: Call) -> None:
+    put(call.store, replace(recipe(target="cpu"), code="older"))
+    assert call.look() is None
+    assert "other code" in call.warnings[0]
+
+
+def test_a_damaged_engine_is_told_of_and_not_taken(call: Call) -> None:
+    engine = put(call.store, recipe(target="cpu"))
+    spoil(engine.folder / "program")
+    assert call.look() is None
+    assert "program is not as it was written" in call.warnings[0]
+
+
+def test_a_tuned_engine_goes_before_an_untuned_one_and_the_newest_first(call: Call) -> None:
+    late, early = "2026-03-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
+    put(call.store, recipe("xla", "cpu", tuning=UNTUNED), untuned=True, created=late)
+    first = put(call.store, recipe("xla", "cpu", tuning="one"), created=early)
+    assert call.look("xla") == first.key
+    second = put(call.store, recipe("xla", "cpu", tuning="two"), created=late)
+    assert call.look("xla") == second.key
+
+
+def test_a_worker_refuses_an_engine_for_another_gpu_or_of_other_versions(tmp_path: Path) -> None:
+    store, ptx = EngineStore(tmp_path), b".target sm_89\n"
+    folder = put(store, recipe(target="h100"), ptx, code=("PTX sm_89",)).folder
+    manifest = read_manifest(folder)
+    refuse_mismatch(manifest, folder, aim("h200", "float32", None), HERE)  # the same architecture
+    refuse_mismatch(manifest, folder, aim("b200", "float32", None), HERE)  # a newer one
+    with pytest.raises(Unsupported, match=r"is for h100: its code is PTX sm_89, which sm_80 does not run"):
+        refuse_mismatch(manifest, folder, aim("a100", "float32", None), HERE)
+    with pytest.raises(Unsupported, match=r"compiler 1.0, where here it is 2.0"):
+        refuse_mismatch(manifest, folder, aim("h100", "float32", None), {"compiler": "2.0"})
+
+
+ENGINE = {"key": "k", "target": "h100", "code": ["sm_90a"], "untuned": True, "built": "then", "build_s": 9.0}
+
+
+def test_a_row_of_such_an_engine_says_cached_and_untuned() -> None:
+    blank = record(status="missing", engine=ENGINE)
+    row = finish(blank, [result()], replace(evidence(), build_s={"cached": 0.5}))
+    written = dict(
+        zip(("backend", "time", "ratio", "tok/s", "limit", "build"), cells(row, None), strict=False)
+    )
+    assert written["backend"] == ("eager", "untuned")
+    assert written["build"] == ("cached", "500 ms")
+    assert "without a h100 and is untuned" in row.warnings[0]
+    assert flat_numbers(row, None)["build_cached_s"] == 0.5
+    assert flat_numbers(row, None)["untuned"] is True
+    assert from_json(to_json(row)) == row
+    tuned = finish(replace(blank, engine=ENGINE | {"untuned": False}), [result()], evidence())
+    assert cells(tuned, None)[0] == ("eager", "")
+    assert not any("untuned" in warning for warning in tuned.warnings)
+
+
+def test_its_build_is_neither_cold_nor_warm() -> None:
+    results = [RowResult("k", "ok", build_s=seconds) for seconds in (0.5, 0.7, 0.6)]
+    assert find_builds(results, None) == {"cached": 0.6}
+    assert find_builds([replace(results[0], cold=True)], None) == {"cold": 0.5, "warm": None}
+
+
+def test_its_row_is_another_row_and_an_untuned_one_replaces_none_in_a_report() -> None:
+    built, cached = record(), record(engine=ENGINE)
+    assert row_key(built) != row_key(cached)
+    assert row_key(cached) != row_key(record(engine=ENGINE | {"key": "other"}))
+    assert identity(built) != identity(cached)
+    assert identity(built) == identity(record(engine=ENGINE | {"untuned": False}))

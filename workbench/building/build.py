@@ -1,0 +1,202 @@
+"""Build what was ordered and is not in the store: each engine in a worker, checked before it is kept."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from backends.contract import Target
+from models.errors import UserError
+from workbench import __version__
+from workbench.building.machine_code import inspect
+from workbench.building.manifest import Damaged, Manifest, seal_files
+from workbench.building.orders import Order, place_orders
+from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED, Recipe, digest_folder
+from workbench.building.request import BuildRequest
+from workbench.building.store import Engine, EngineStore
+from workbench.building.work import find_keeper
+from workbench.caches import LOCKS, cache_root, compiler_environment
+from workbench.job import BuildJob, TuneJob
+from workbench.locks import DeviceLock
+from workbench.machine import thread_environment
+from workbench.process import Outcome, run
+from workbench.progress import Progress
+from workbench.store import slug
+
+BUILD_S = 30.0
+"""Guess for one engine, before the first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of an order."""
+
+    order: Order
+    status: str
+    """`ok`, or a status of `workbench.record`."""
+    reason: str | None = None
+    engine: Engine | None = None
+    built: bool = False
+    """Whether it was built now, not found."""
+    warm_s: float | None = None
+    """What finding it in the store takes: the question for versions, and every byte checked."""
+
+
+class Failed(Exception):
+    """Say how a build ended that gave no engine."""
+
+    def __init__(self, status: str, reason: str | None) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def build(request: BuildRequest) -> list[Row]:
+    """Build every engine that is not in the store yet; raises UserError before anything is built."""
+    with Progress(Console(stderr=True)) as progress, ExitStack() as locks:
+        store = EngineStore(request.engines)
+        store.prepare()
+        progress.say("asking the backends for their versions")
+        orders = place_orders(request)
+        # What is timed while a GPU's engine is built must not share it with a measurement.
+        gpus = {order.here.device: order.here for order in orders if order.here and order.here.is_gpu}
+        for device in gpus.values():
+            locks.enter_context(DeviceLock(device, LOCKS))
+        progress.expect(len(orders), BUILD_S)
+        return Builder(request, store, progress).fill(orders, request.workers())
+
+
+class Builder:
+    """Fills orders, several at a time."""
+
+    def __init__(self, request: BuildRequest, store: EngineStore, progress: Progress) -> None:
+        self.request = request
+        self.store = store
+        self.progress = progress
+        self.stop = threading.Event()
+        """Set when the user stops the command: workers are ended by the threads that wait for them."""
+
+    def fill(self, orders: Sequence[Order], workers: int) -> list[Row]:
+        """Return what came of every order, in their order."""
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                return list(pool.map(self.fill_one, orders))
+            except BaseException:
+                self.stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def fill_one(self, order: Order) -> Row:
+        """Find an engine or build it; whatever goes wrong is this row's reason alone."""
+        try:
+            if order.answer.compilers is None:
+                raise Failed(order.answer.status, order.answer.reason)
+            if self.request.tune:
+                self.tune(order)
+            return self.obtain(order)
+        except Failed as failure:
+            return Row(order, failure.status, failure.reason)
+        except (OSError, UserError, Damaged) as error:  # a full disk must not cost the others
+            return Row(order, "build_failed", f"the engine could not be kept: {error}")
+        finally:
+            self.progress.advance()
+
+    def obtain(self, order: Order) -> Row:
+        """Take an engine from the store, or build it where nobody else does; raises Failed."""
+        tuning, target = self.find_tuning(order)
+        recipe = order.recipe(tuning)
+        with self.store.locked(recipe):
+            start = time.perf_counter()
+            engine, built = self.find(recipe), False
+            if engine is None:
+                self.build(order, recipe, target)
+                start = time.perf_counter()
+                engine, built = self.store.open(self.store.folder(recipe)), True
+            warm_s = order.answer.asked_s + time.perf_counter() - start
+        return Row(order, "ok", engine.manifest.note, engine, built, warm_s)
+
+    def find(self, recipe: Recipe) -> Engine | None:
+        """Return a sound engine of this recipe; a damaged one is told of, and built anew."""
+        try:
+            return self.store.find(recipe)
+        except Damaged as damage:
+            self.progress.warn(f"{self.store.folder(recipe)} is damaged: {damage}; it is built anew")
+            return None
+
+    def build(self, order: Order, recipe: Recipe, target: Target) -> None:
+        """Build in a worker with empty caches and keep what comes out; raises Failed, OSError."""
+        with self.store.workspace() as work:
+            folder = work / "engine"
+            folder.mkdir()
+            job = BuildJob(*order.named, order.config, order.shapes, target, str(folder))
+            result = self.run(order, job, work / "caches").result or {}
+            code = inspect(sorted(folder.iterdir()), recipe.architecture)
+            if find_keeper(order.named[0]).machine_code and code.fault:
+                raise Failed("build_failed", f"what was built is not for {order.target}: {code.fault}")
+            manifest = Manifest(
+                recipe=recipe,
+                model=order.model,
+                definition=result["definition"],
+                provenance=result["provenance"],
+                untuned=result["untuned"],
+                code=code.found,
+                way=code.way,
+                build_s=result["build_s"],
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                workbench=__version__,
+                files=seal_files(folder),
+            )
+            self.store.commit(manifest, folder)
+
+    def find_tuning(self, order: Order) -> tuple[str, Target]:
+        """Return where a backend's choices among kernels come from, and the target with the data if any."""
+        if not order.tuner:
+            return TUNES_NOTHING, order.aim
+        if order.here is not None:
+            return ON_DEVICE, order.aim
+        folder = self.tuning_folder(order)
+        if not folder.is_dir():
+            return UNTUNED, order.aim
+        return digest_folder(folder), replace(order.aim, tuning=str(folder))
+
+    def tune(self, order: Order) -> None:
+        """Write tuning data of the device, which must be here, for builds elsewhere; raises Failed."""
+        if not order.tuner or self.tuning_folder(order).is_dir():
+            return
+        if order.here is None:
+            raise Failed("unsupported", f"--tune needs the GPU itself: there is no {order.target} here")
+        with self.store.workspace() as work:
+            folder = work / "tuning"
+            folder.mkdir()
+            job = TuneJob(*order.named, order.config, order.shapes, order.aim, str(folder))
+            self.run(order, job, work / "caches")
+            place = self.tuning_folder(order)
+            place.parent.mkdir(exist_ok=True)
+            folder.rename(place)
+
+    def tuning_folder(self, order: Order) -> Path:
+        """Name where tuning data lie for engines that differ in nothing but their tuning."""
+        return self.store.tuning_folder(order.recipe(TUNES_NOTHING).key)
+
+    def run(self, order: Order, job: BuildJob | TuneJob, caches: Path) -> Outcome:
+        """Run a job in the backend's own Python; raises Failed."""
+        shapes = order.shapes
+        name = f"{slug(order.name)}.{order.target}.{shapes.batch}.{shapes.capacity}"
+        self.progress.say(f"{order.name} for {order.target}, batch {shapes.batch}: {job.kind}")
+        threads = thread_environment(order.here) if order.here else {}
+        outcome = run(
+            job,
+            python=self.request.python(order.named[0]),
+            log=cache_root() / "logs" / "build" / f"{name}.log",
+            environment=compiler_environment(caches) | threads,
+            stopped=self.stop.is_set,
+        )
+        if not outcome.ok:
+            raise Failed(outcome.status, outcome.reason)
+        return outcome

@@ -1,0 +1,165 @@
+"""The commands on the engine store: what there is, whether it is sound, and what can go."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.table import Table
+
+from backends import registry
+from backends.contract import Keeper
+from models.errors import UserError
+from workbench import units
+from workbench.building.machine_code import inspect
+from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
+from workbench.building.store import EngineStore
+from workbench.job import Json
+from workbench.report import stdout
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A folder of the store, with what it says of itself."""
+
+    folder: Path
+    manifest: Manifest | None
+    """None where it cannot be believed."""
+    fault: str | None = None
+    """What is wrong with it."""
+
+    @property
+    def key(self) -> str:
+        """Its name: folders end in it."""
+        return self.folder.name.rpartition("-")[2]
+
+    @property
+    def used(self) -> datetime:
+        """When it was last built, found or loaded."""
+        return datetime.fromtimestamp(self.folder.stat().st_mtime, UTC)
+
+
+def listed(store: EngineStore, keys: Sequence[str] | None = None) -> list[Listed]:
+    """Read the manifests of all engines, or of those named; raises UserError for a key that is not there."""
+    found = []
+    for folder in store.folders():
+        try:
+            found.append(Listed(folder, read_manifest(folder)))
+        except Damaged as damage:
+            found.append(Listed(folder, None, str(damage)))
+    if not keys:
+        return found
+    for key in keys:
+        if not any(each.key.startswith(key) for each in found):
+            raise UserError(f"no engine in {store.root} has the key {key!r}: `engines` lists those there")
+    return [each for each in found if each.key.startswith(tuple(keys))]
+
+
+def verify(engine: Listed) -> Listed:
+    """Check every byte of an engine and which device its code is for."""
+    if engine.manifest is None:
+        return engine
+    try:
+        check_files(engine.manifest, engine.folder)
+    except Damaged as damage:
+        return Listed(engine.folder, engine.manifest, str(damage))
+    recipe = engine.manifest.recipe
+    code = inspect([engine.folder / name for name in engine.manifest.files], recipe.architecture)
+    wanted = has_machine_code(recipe.backend)
+    return Listed(engine.folder, engine.manifest, code.fault if wanted else None)
+
+
+def has_machine_code(backend: str) -> bool:
+    """Tell whether a backend's engines hold code for their target; one that is not here is taken to."""
+    try:
+        keeper = registry.find(backend)
+    except UserError:
+        return True
+    return not isinstance(keeper, Keeper) or keeper.machine_code
+
+
+def prune(store: EngineStore, days: float) -> list[tuple[Path, str]]:
+    """Remove what is damaged, unfinished, or not used for so many days; returns each with its reason."""
+    store.prepare()
+    removed = []
+    now = time.time()
+    for each in map(verify, listed(store)):
+        idle_days = (now - each.used.timestamp()) / 86400
+        reason = each.fault or (f"not used for {idle_days:.0f} days" if idle_days > days else None)
+        if reason:
+            store.remove(each.folder)
+            removed.append((each.folder, reason))
+    for folder in store.unfinished():
+        # No build takes a day: whoever began this is gone.
+        if now - folder.stat().st_mtime > 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append((folder, "left by a build that was ended"))
+    return removed
+
+
+def show(store: EngineStore, key: str) -> None:
+    """Print all that an engine says of itself."""
+    for each in listed(store, [key]):
+        if each.manifest is None:
+            raise UserError(f"{each.folder} is damaged: {each.fault}; the next `build` replaces it")
+        print(json.dumps({"key": each.key, "path": str(each.folder), **asdict(each.manifest)}, indent=1))
+
+
+def write(engines: Sequence[Listed], as_json: bool, verified: bool) -> None:
+    """Print engines, and of verified ones whether each is sound."""
+    if as_json:
+        print(json.dumps([flatten(each) for each in engines], indent=1))
+        return
+    columns = ("key", "backend", "target", "engine", "code", "versions", "size", "age", "notes")
+    table = Table(*columns)
+    for each in engines:
+        table.add_row(*cells(each, verified), style="red" if each.fault else "")
+    stdout().print(table)
+
+
+def flatten(each: Listed) -> Json:
+    """Turn an engine into plain JSON values."""
+    manifest = each.manifest
+    if manifest is None:
+        return {"key": each.key, "path": str(each.folder), "fault": each.fault}
+    recipe = manifest.recipe
+    return {
+        "key": each.key,
+        "path": str(each.folder),
+        "fault": each.fault,
+        "backend": recipe.name,
+        "target": recipe.target,
+        "model": manifest.model,
+        "dtype": recipe.dtype,
+        "shapes": recipe.shapes,
+        "code": list(manifest.code),
+        "versions": recipe.compilers,
+        "untuned": manifest.untuned,
+        "size_bytes": manifest.size_bytes,
+        "created": manifest.created,
+        "used": each.used.isoformat(timespec="seconds"),
+    }
+
+
+def cells(each: Listed, verified: bool) -> tuple[str, ...]:
+    """Write an engine in the order of the columns."""
+    state = f"damaged: {each.fault}" if each.fault else "sound" if verified else ""
+    manifest = each.manifest
+    if manifest is None:
+        return (each.key, each.folder.name, each.folder.parent.name, "-", "-", "-", "-", "-", state)
+    recipe = manifest.recipe
+    age = datetime.now(UTC) - datetime.fromisoformat(manifest.created)
+    return (
+        each.key,
+        recipe.name,
+        recipe.target,
+        f"{manifest.model} {recipe.dtype} b{recipe.shapes['batch']} c{recipe.shapes['capacity']}",
+        ", ".join(manifest.code) or "-",
+        ", ".join(f"{package} {version}" for package, version in recipe.compilers.items()),
+        units.size(manifest.size_bytes),
+        units.age(age.total_seconds()),
+        ", ".join(filter(None, (state, manifest.note))),
+    )

@@ -1,0 +1,104 @@
+"""The engines that a call of `build` wants: every backend, target and shape, with what shapes each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backends import registry
+from backends.contract import Keeper, Shapes, Target, Tuner, Unsupported
+from models.config import DecoderConfig
+from models.errors import UserError
+from workbench.building.questions import Answer, ask_all
+from workbench.building.recipe import Recipe, make_recipe
+from workbench.building.request import BuildRequest
+from workbench.building.targets import aim, devices_here, find_here
+from workbench.building.work import find_keeper
+from workbench.machine import Device
+from workbench.plan import plan
+from workbench.record import backend_name
+from workbench.request import Named
+from workbench.source import read_model
+
+
+@dataclass(frozen=True)
+class Order:
+    """One engine that is wanted."""
+
+    named: Named
+    answer: Answer
+    """What its backend says of the target."""
+    target: str
+    aim: Target
+    here: Device | None
+    """The device of this machine that the target is."""
+    model: str
+    config: DecoderConfig
+    shapes: Shapes
+
+    @property
+    def name(self) -> str:
+        """The backend as typed."""
+        return backend_name(*self.named)
+
+    @property
+    def tuner(self) -> bool:
+        """Whether the backend times choices on the device."""
+        return isinstance(registry.find(self.named[0]), Tuner)
+
+    def recipe(self, tuning: str) -> Recipe:
+        """Return what the engine is made of; the backend must have told its compilers."""
+        return make_recipe(
+            *self.named,
+            self.config,
+            self.shapes,
+            self.aim,
+            self.target,
+            self.here,
+            self.answer.compilers or {},
+            tuning,
+        )
+
+
+def place_orders(request: BuildRequest) -> list[Order]:
+    """List every engine wanted, in the order of backends, targets and shapes; raises UserError."""
+    devices = devices_here()
+    for name, options in request.backends or ():
+        registry.check_options(registry.find(name), options)
+    wanted = request.backends or tuple((name, {}) for name in registry.names() if _can_keep(name))
+    here = {name: find_here(name, devices) for name in request.targets}
+    settings = {name: request.settle(name) for name in request.targets}
+    groups = {name: plan(read_model(each.model), each.workload) for name, each in settings.items()}
+    aims = [aim(name, settings[name].dtype, here[name]) for name in request.targets]
+    orders = []
+    for named, answers in zip(wanted, answer_all(request, wanted, aims), strict=True):
+        for name, target, answer in zip(request.targets, aims, answers, strict=True):
+            model = settings[name].model
+            orders += [
+                Order(named, answer, name, target, here[name], model, read_model(model), group.shapes)
+                for group in groups[name]
+            ]
+    if request.backends is None:
+        orders = [order for order in orders if order.answer.status != "missing"]
+    if not orders:
+        raise UserError("no backend that can build ahead is installed: see `python -m workbench backends`")
+    return orders
+
+
+def answer_all(request: BuildRequest, wanted: Sequence[Named], aims: Sequence[Target]) -> list[list[Answer]]:
+    """Ask the backends that can keep what they build; the others' answer is why they cannot."""
+    answers: dict[int, list[Answer]] = {}
+    for index, (name, _) in enumerate(wanted):
+        try:
+            find_keeper(name)
+        except Unsupported as refusal:
+            answers[index] = [Answer(None, "unsupported", str(refusal))] * len(aims)
+    asked = [index for index in range(len(wanted)) if index not in answers]
+    found = ask_all([(wanted[index], request.python(wanted[index][0])) for index in asked], aims)
+    answers |= dict(zip(asked, found, strict=True))
+    return [answers[index] for index in range(len(wanted))]
+
+
+def _can_keep(name: str) -> bool:
+    try:
+        return isinstance(registry.find(name), Keeper)
+    except UserError:
+        return False  # another distribution's, and broken: `backends` says how

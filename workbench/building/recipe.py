@@ -1,0 +1,105 @@
+"""What an engine is made of: the store finds it by that. Pure, but for a look at our own code."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.contract import Shapes, Target
+from models.config import DecoderConfig
+from workbench.caches import digest, lowering_version
+from workbench.job import Json
+from workbench.machine import Device
+from workbench.record import backend_name
+
+MADE_BY = ("code", "compilers", "tuning")
+"""Fields of a recipe that say what makes the engine; the others say what it is for."""
+ON_DEVICE, UNTUNED, TUNES_NOTHING = "device", "none", ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that changes an engine's machine code, and nothing else."""
+
+    backend: str
+    options: dict[str, str]
+    config: Json
+    """Of the model, as `DecoderConfig` has it: an engine takes any weights of that form."""
+    dtype: str
+    shapes: Json
+    """As `contract.Shapes` has them."""
+    target: str
+    """A name of `targets.TARGETS`."""
+    architecture: str
+    host: Json
+    """Of an engine for a CPU its `name` and `threads`, which compilers adapt to; else empty."""
+    code: str
+    """Names our own code that lowers the model."""
+    compilers: dict[str, str]
+    """Versions, by package."""
+    tuning: str
+    """Where the choices among kernels come from that a `Tuner` times: `device`, `none` or a digest of tuning
+    data; empty for other backends."""
+
+    @property
+    def key(self) -> str:
+        """Name the engine."""
+        return digest(dataclasses.asdict(self))
+
+    @property
+    def name(self) -> str:
+        """The backend with its options, as typed."""
+        return backend_name(self.backend, self.options)
+
+    def work(self) -> Json:
+        """Return what the engine is for, without what it is made by."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in MADE_BY}
+
+
+def make_recipe(
+    backend: str,
+    options: Mapping[str, str],
+    config: DecoderConfig,
+    shapes: Shapes,
+    target: Target,
+    name: str,
+    here: Device | None,
+    compilers: Mapping[str, str],
+    tuning: str,
+) -> Recipe:
+    """Write down what an engine is for and what makes it.
+
+    `name` is the target's, `here` the device of this machine that it is.
+    """
+    return Recipe(
+        backend=backend,
+        options=dict(options),
+        config=dataclasses.asdict(config),
+        dtype=target.dtype,
+        shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)},
+        target=name,
+        architecture=target.architecture,
+        host={"name": here.name, "threads": here.threads} if here and not here.is_gpu else {},
+        code=lowering_version(backend),
+        compilers=dict(compilers),
+        tuning=tuning,
+    )
+
+
+def digest_folder(folder: Path) -> str:
+    """Name what lies in a folder of tuning data."""
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        content.update(path.name.encode() + b"\0" + path.read_bytes())
+    return content.hexdigest()[:16]
+
+
+def tell_difference(built: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Phrase how the versions an engine was built with differ from those here."""
+    pairs = {name: (built.get(name), here.get(name)) for name in sorted({*built, *here})}
+    return ", ".join(
+        f"{name} {one or 'absent'}, where here it is {other or 'absent'}"
+        for name, (one, other) in pairs.items()
+        if one != other
+    )
