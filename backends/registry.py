@@ -23,6 +23,7 @@ BUILTIN = {
     "xla": "backends.xla:Xla",
     "iree": "backends.iree:Iree",
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
+    "handwritten": "backends.handwritten:Handwritten",
 }
 
 ENTRY_POINTS = "workbench.backends"
