@@ -138,12 +138,11 @@ def lower_stock(state: State) -> Steps:
     return Steps(prefill, decode)
 
 
-def lower(state: State, plan: Plan) -> Steps:
-    """Compile the two steps on a static cache: all they read, the weights too, is an input of the program."""
+def compile_steps(state: State, plan: Plan) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Compile `static_prefill` and `static_decode`: what they read, the weights too, is an input."""
     import torch
 
-    from backends.torch_engine import Steps, static_decode, static_prefill
-    from backends.torch_ops import FlexDecode, MaskedDecode, ProductsDecode
+    from backends.torch_engine import static_decode, static_prefill
 
     # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
@@ -154,6 +153,15 @@ def lower(state: State, plan: Plan) -> Steps:
     compiled_prefill = compiled(static_prefill, options=settings)
     compiled_decode = compiled(static_decode, options={**settings, **plan.decode})
     mark_static(*state.tensors())  # or a CUDA graph would copy the weights in at every replay
+    return compiled_prefill, compiled_decode
+
+
+def lower(state: State, plan: Plan) -> Steps:
+    """Compile the two steps on a static cache."""
+    from backends.torch_engine import Steps
+    from backends.torch_ops import FlexDecode, MaskedDecode, ProductsDecode
+
+    compiled_prefill, compiled_decode = compile_steps(state, plan)
     attention = {"flex": FlexDecode, "masked": MaskedDecode, "products": ProductsDecode}[plan.attention]
     decode = partial(compiled_decode, state, attention)
     if plan.replay:
