@@ -27,11 +27,11 @@ class Handwritten:
         probe = compiled.Compile().probe()
         if not probe.usable:
             return probe
-        if "triton" not in probe.versions:
-            return replace(probe, reason="triton is not installed", install="pip install triton", devices=())
         if "cuda" not in probe.devices:
             reason = "its kernels are for NVIDIA GPUs, and torch finds none"
             return replace(probe, reason=reason, devices=())
+        if "triton" not in probe.versions:
+            return replace(probe, reason="triton is not installed", install="pip install triton", devices=())
         return replace(probe, devices=("cuda",))
 
     def build(
