@@ -6,7 +6,7 @@ its framework inside `probe`, `build` and `load`, so that listing backends stays
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -124,6 +124,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device's memory; the engine is not used again."""
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """What an engine may have besides, where it plans on the host what it then runs on the device."""
+
+    def parts(self, phase: str) -> Mapping[str, float]:
+        """Time the parts of the staged prefill or of the next decode step, as `phase` says.
+
+        `plan_s`: seconds of one plan, until the device has it; `run_s`: seconds of what runs by it.
+        """
 
 
 class Backend(Protocol):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from backends import registry
 from models.errors import UserError
@@ -20,11 +20,11 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = stdout()
-    table = Table("backend", "usable", "devices", "dtypes", "versions", "options")
+    table = Table("backend", "usable", "devices", "dtypes", "versions", Column("options", no_wrap=True))
     for name, probe in probes.items():
         table.add_row(
             name,
-            "yes" if probe.usable else f"no: {probe.reason}; {probe.install or ''}",
+            "yes" if probe.usable else "; ".join(filter(None, (f"no: {probe.reason}", probe.install))),
             ", ".join(probe.devices),
             ", ".join(probe.dtypes),
             ", ".join(f"{package} {version}" for package, version in probe.versions.items()),

@@ -15,7 +15,7 @@ from backends.torch_probe import probe_torch
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
-INSTALL = "pip install 'flashinfer-python==0.7.2.post1' 'torch>=2.11,<2.14'"
+INSTALL = "pip install 'flashinfer-python==0.7.2.post1'"
 
 TOOLS = {"ninja": "pip install ninja", "nvcc": "install the CUDA toolkit, or set CUDA_HOME"}
 """What it compiles with, and how to get that."""
