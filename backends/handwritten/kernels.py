@@ -48,15 +48,23 @@ def load_vector(vector, K: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def multiply(rows, x):
-    """Multiply rows [ROWS, BLOCK] by x [1, BLOCK] in float32; returns [ROWS]."""
-    return tl.sum(rows.to(tl.float32) * x, axis=1)
+def add_pairs(a0, a1, b0, b1):
+    """Add two sums side by side: one pass over the warps, and one wait for them, for both."""
+    return a0 + b0, a1 + b1
 
 
 @triton.jit
-def norm_scale(x, eps, K: tl.constexpr):
-    """Return what an RMS norm multiplies x [1, BLOCK] by, besides its weight: [1]."""
-    return tl.rsqrt(tl.sum(x * x, axis=1) / K + eps)
+def add_triples(a0, a1, a2, b0, b1, b2):
+    """Add three sums side by side."""
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def multiply_normed(rows, x, scale, eps, K: tl.constexpr):
+    """Multiply rows [ROWS, BLOCK] by x [1, BLOCK] normed and scaled; returns [ROWS]."""
+    squares = tl.broadcast_to(x * x, rows.shape)
+    y, square = tl.reduce((rows.to(tl.float32) * (x * scale), squares), 1, add_pairs)
+    return y * tl.rsqrt(square / K + eps)
 
 
 @triton.jit
@@ -81,7 +89,7 @@ def project_normed(
     scale = load_vector(norm, K, BLOCK)
     wait(PDL)
     x = load_vector(x, K, BLOCK)
-    y = multiply(rows, x * scale) * norm_scale(x, eps, K)
+    y = multiply_normed(rows, x, scale, eps, K)
     places = first + tl.arange(0, ROWS)
     if BIAS:
         y += tl.load(bias + places).to(tl.float32)
@@ -100,7 +108,7 @@ def project_added(
     wait(PDL)
     places = residual + first + tl.arange(0, ROWS)
     before = tl.load(places).to(tl.float32)
-    y = multiply(rows, load_vector(x, K, BLOCK))
+    y = tl.sum(rows.to(tl.float32) * load_vector(x, K, BLOCK), axis=1)
     tl.store(places, (before + y).to(residual.dtype.element_ty))
 
 
@@ -117,9 +125,13 @@ def project_gated(
     scale = load_vector(norm, K, BLOCK)
     wait(PDL)
     x = load_vector(x, K, BLOCK)
-    inverse = norm_scale(x, eps, K)
-    gate = multiply(gate_rows, x * scale) * inverse
-    up = multiply(up_rows, x * scale) * inverse
+    y = x * scale
+    squares = tl.broadcast_to(x * x, gate_rows.shape)
+    products = (gate_rows.to(tl.float32) * y, up_rows.to(tl.float32) * y, squares)
+    gate, up, square = tl.reduce(products, 1, add_triples)
+    inverse = tl.rsqrt(square / K + eps)
+    gate *= inverse
+    up *= inverse
     tl.store(out + first + tl.arange(0, ROWS), (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty))
 
 
@@ -136,7 +148,7 @@ def project_logits(
     wait(PDL)
     x = load_vector(x, K, BLOCK)
     places = first + tl.arange(0, ROWS)
-    rounded = (multiply(rows, x * scale) * norm_scale(x, eps, K)).to(logits.dtype.element_ty)
+    rounded = multiply_normed(rows, x, scale, eps, K).to(logits.dtype.element_ty)
     tl.store(logits + places, rounded)
     # A float's bits, those below the sign flipped where it is negative, are in order as integers. The index
     # is below them, from the top down, so that of equal logits the first wins.
