@@ -5,6 +5,7 @@ B sequences, T new tokens, D hidden size, H query heads, K key/value heads, G = 
 of them, Dh head size, C capacity.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -73,6 +74,12 @@ class TorchOps:
 
     def __init__(self, config: DecoderConfig, cache: Cache, cos: Tensor, sin: Tensor) -> None:
         self.config, self.cache, self.cos, self.sin = config, cache, cos, sin
+
+    def of_layer(self, layer: int) -> Self:
+        """Return the same operations with one layer's cache alone, as its layer 0."""
+        alone = copy(self)
+        alone.cache = Cache([self.cache.keys[layer]], [self.cache.values[layer]])
+        return alone
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
         """Look up tokens [B, T] in table [V, D]."""
@@ -232,12 +239,17 @@ class FlexDecode(DeviceDecode):
 
     def __init__(self, config: DecoderConfig, cache: Cache, rope: Rope, position: Tensor) -> None:
         super().__init__(config, cache, rope, position)
-        filled = (position // self.BLOCK + 1).to(torch.int32).view(1, 1, 1)
-        blocks = torch.arange(-(-self.capacity // self.BLOCK), device=position.device, dtype=torch.int32)
-        last = position.view(())
-        self.mask = BlockMask.from_kv_blocks(
-            filled,
-            blocks.view(1, 1, 1, -1),
+        self.filled = (position // self.BLOCK + 1).to(torch.int32).view(1, 1, 1)
+        """Blocks that hold any position to be read."""
+        count = -(-self.capacity // self.BLOCK)
+        self.blocks = torch.arange(count, device=position.device, dtype=torch.int32).view(1, 1, 1, -1)
+
+    def mask(self) -> BlockMask:
+        """Name the blocks to read, and in the last of them the positions."""
+        last = self.position.view(())
+        return BlockMask.from_kv_blocks(
+            self.filled,
+            self.blocks,
             BLOCK_SIZE=(self.BLOCK, self.BLOCK),
             mask_mod=lambda batch, head, query, key: key <= last,  # noqa: ARG005 (the library's signature)
             seq_lengths=(1, self.capacity),
@@ -251,7 +263,7 @@ class FlexDecode(DeviceDecode):
             heads,
             keys,
             values,
-            block_mask=self.mask,
+            block_mask=self.mask(),
             enable_gqa=True,
             kernel_options=self.KERNEL,
         )

@@ -61,10 +61,7 @@ def forward(
     residual = None
     for layer in range(config.layers):
         x, residual = decode_layer(ops, config, weights, layer, x, residual)
-    x, _ = ops.add_rms_norm(x, residual, weights["norm.weight"])
-    head = weights["embed.weight" if config.tied_embeddings else "head.weight"]
-    logits = ops.lm_head(x, head)  # [B, V]
-    return logits, ops.argmax(logits)
+    return choose_token(ops, config, weights, x, residual)
 
 
 def decode_layer(
@@ -90,3 +87,13 @@ def decode_layer(
     x, residual = ops.add_rms_norm(x, residual, weight("mlp_norm.weight"))
     x = ops.swiglu(ops.linear(x, weight("gate_up.weight")))  # [B, T, F]
     return ops.linear(x, weight("down.weight")), residual
+
+
+def choose_token(
+    ops: Ops, config: DecoderConfig, weights: Mapping[str, Array], x: Array, residual: Array | None
+) -> tuple[Array, Array]:
+    """Turn the last layer's update x and residual stream [B, T, D] into logits [B, V] and next token [B]."""
+    x, _ = ops.add_rms_norm(x, residual, weights["norm.weight"])
+    head = weights["embed.weight" if config.tied_embeddings else "head.weight"]
+    logits = ops.lm_head(x, head)  # [B, V]
+    return logits, ops.argmax(logits)

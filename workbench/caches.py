@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,36 @@ MEASURING = (
 
 
 @cache
-def code_version() -> str:
-    """Name the code that numbers depend on, so that rows of an edited backend are measured anew."""
+def code_version(backend: str | None = None) -> str:
+    """Name the code that the numbers of a backend depend on, so that its rows are measured anew once edited.
+
+    That is all of `models`, the modules named above, and what these and the backend import from `backends`,
+    directly or not; another backend is none of it. Without a backend it is the code of golden logits.
+    """
     root = Path(__file__).resolve().parent.parent
-    files = [*root.glob("models/*.py"), *root.glob("backends/**/*.py")]
-    files += [root / "workbench" / f"{name}.py" for name in MEASURING]
+    files = [*root.glob("models/*.py"), *(root / "workbench" / f"{name}.py" for name in MEASURING)]
+    found: set[str] = set()
+    wanted = {"contract", *([backend] if backend else []), *imported_from_backends(files)}
+    while wanted - found:
+        name = min(wanted - found)
+        found.add(name)
+        own = [root / "backends" / f"{name}.py", *(root / "backends" / name).glob("**/*.py")]
+        files += (own := [path for path in own if path.is_file()])
+        wanted |= imported_from_backends(own)
     code = hashlib.sha256()
     for path in sorted(files):
         code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return code.hexdigest()[:8]
+
+
+def imported_from_backends(files: Iterable[Path]) -> set[str]:
+    """Name the modules and packages right below `backends` that files import."""
+    pattern = re.compile(r"^\s*from backends(?:\.(\w+)\S*)? import (.+)", re.MULTILINE)
+    found: set[str] = set()
+    for path in files:
+        for module, names in pattern.findall(path.read_text()):
+            found |= {module} if module else set(re.findall(r"\w+", names))
+    return found - {"registry"}  # only finds them by name: it changes with every one that is added
 
 
 def digest(parts: Mapping[str, Any]) -> str:

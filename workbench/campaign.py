@@ -252,7 +252,7 @@ class Campaign:
     def build_folder(self, contestant: Contestant, group: PlannedGroup) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
-            "code": code_version(),
+            "code": code_version(contestant.backend),
             "backend": contestant.name,
             "shapes": group.shapes,
             "versions": dict(contestant.probe.versions),

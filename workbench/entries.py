@@ -92,7 +92,7 @@ def blank_record(
     return Record(
         run=run,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        workbench=f"{__version__}+{code_version()}",
+        workbench=f"{__version__}+{code_version(contestant.backend)}",
         backend=contestant.backend,
         options=contestant.options,
         definition=None,

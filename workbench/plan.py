@@ -26,7 +26,7 @@ class Workload:
 
 
 CPU_DEFAULT = Workload(PHASES, (1,), (64,), (128,), 32)
-GPU_DEFAULT = Workload(PHASES, (1,), (512,), (1024,), 64)
+GPU_DEFAULT = Workload(PHASES, (1,), (512,), (1024,), 32)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class ProcessRun:
     enqueue_s: tuple[float, ...] = ()
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
-    """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it."""
+    """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it, and `stages_s`:
+    seconds that the process had spent in each stage when it handed the row over."""
     timer_check: Json | None = None
     """`events_s` and `drained_s`: samples of the same prefills by CUDA events and by the drained clock."""
 

@@ -1,5 +1,6 @@
 """One worker process of one backend in one round, and what comes of its rows."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,10 +33,16 @@ class Turn:
     cold: bool = False
     """Whether the compilers' caches are empty at its start."""
     watch: Watch = field(init=False)
+    stage: str = "start"
+    since: float = 0.0
+    """When the stage began."""
+    spent_s: dict[str, float] = field(default_factory=dict)
+    """By stage: what the process has taken up to now."""
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:
         """Run the process to its end; rows it did not come to have that end as their reason."""
         self.foreign = foreign_work(self.device)
+        self.since = time.monotonic()
         with Watch(self.device) as self.watch:
             outcome = run(
                 self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
@@ -50,6 +57,7 @@ class Turn:
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""
         if event["event"] == "stage":
+            self.enter(event["stage"])
             self.watch.enter((event["stage"] == "time" and event.get("row")) or event["stage"])
             self.say(event["stage"])
         elif event["event"] == "row":
@@ -57,16 +65,27 @@ class Turn:
         elif event["event"] == "finding":
             self.take_finding(read_finding(event["result"]))
 
+    def enter(self, stage: str) -> None:
+        """Take note of how long the stage before took."""
+        now = time.monotonic()
+        self.spent_s[self.stage] = self.spent_s.get(self.stage, 0.0) + now - self.since
+        self.stage, self.since = stage, now
+
     def take_row(self, result: RowResult) -> None:
         """Keep a row's result, with what only the parent can see."""
         entry = self.entries[result.key]
         seen = self.watch.peak_of(result.key)
+        self.enter(self.stage)
+        stages = {"stages_s": {name: round(spent, 3) for name, spent in self.spent_s.items()}}
         result = replace(
             result,
             cold=self.cold,
             peak_bytes=result.peak_bytes if seen is None else seen,
             warnings=result.warnings + self.foreign,
-            clocks=result.clocks | self.watch.conditions(result.key) | {"ceilings_before": self.ceilings},
+            clocks=result.clocks
+            | self.watch.conditions(result.key)
+            | stages
+            | {"ceilings_before": self.ceilings},
         )
         expected = entry.blank.weights
         if result.weights != expected:

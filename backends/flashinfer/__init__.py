@@ -70,7 +70,7 @@ class FlashInfer:
         plan = None
         kernels = f"attention=fa2 paged decode, {prefill_kernel(target.architecture)} prefill"
         if "compile" in options:
-            plan = compiled.Plan(kernels, None, compiled.TUNED_DECODE, replay=True)
+            plan = compiled.Plan(kernels, None, compiled.TUNED_DECODE, replay=True, by_layer=True)
         own = f"configured: {kernels}, rope, norm, gate, one CUDA graph a step"
         return Artefact(
             config, shapes, target, options, "common", plan.provenance if plan else own, payload=plan

@@ -8,7 +8,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from backends import compile as compiled
+from backends.compile.lower import compile_steps
 from backends.contract import Artefact
 from backends.flashinfer.attention import WORKSPACE_BYTES, PagedCache, PagedDecode, Planned, RaggedPrefill
 from backends.flashinfer.kernels import prefill_kernel
@@ -44,13 +44,12 @@ class FlashInferEngine(TorchEngine):
             length: RaggedPrefill(config, shapes.batch, length, dtype, workspace, kernel)
             for length in shapes.prompts
         }
-        plan: compiled.Plan | None = self.artefact.payload
-        if plan:
-            prefill, decode = compiled.compile_steps(state, plan)
-            return self.replay(state, prefill, decode, PrefillOps, DecodeOps)
+        if plan := self.artefact.payload:
+            return self.replay(state, *compile_steps(state, plan), PrefillOps, DecodeOps)
         angles = tabulate_angles(state.rope)
         own = (partial(KernelPrefill, angles=angles), partial(KernelDecode, angles=angles))
-        return self.replay(state, static_prefill, static_decode, *own)
+        steps = (partial(static_prefill, state), partial(static_decode, state))
+        return self.replay(state, *steps, *own)
 
     def replay(
         self,
@@ -67,7 +66,7 @@ class FlashInferEngine(TorchEngine):
 
         def step() -> None:
             paged.advance(state.position)
-            run_decode(state, make_decode)
+            run_decode(make_decode)
 
         replayed = Replay(state, step, pool)
         prefills: dict[int, Replay] = {}
@@ -82,7 +81,7 @@ class FlashInferEngine(TorchEngine):
             ragged.plan()
             if length not in prefills:
                 make = partial(prefill_ops, handle=ragged.handle, width=ragged.width)
-                prefills[length] = Replay(state, partial(run_prefill, state, tokens, make), pool)
+                prefills[length] = Replay(state, partial(run_prefill, tokens, make), pool)
             prefills[length]()
 
         return Steps(prefill, decode)

@@ -53,10 +53,11 @@ class Handwritten:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; kernels are compiled when they first run."""
+        from backends.compile import lower as compiled_lower
         from backends.torch_engine import TorchEngine
 
         if artefact.shapes.batch > 1:
-            return TorchEngine(artefact, weights, partial(compiled.lower, plan=artefact.payload))
+            return TorchEngine(artefact, weights, partial(compiled_lower.lower, plan=artefact.payload))
         pdl = int(artefact.target.architecture.removeprefix("sm_")) >= 90
         return TorchEngine(artefact, weights, partial(lower, plan=artefact.payload, pdl=pdl))
 
@@ -65,8 +66,9 @@ def lower(state: State, plan: compiled.Plan, pdl: bool) -> Steps:
     """Prefill as `compile` does; decode by one captured graph of the kernels."""
     import torch
 
+    from backends.compile import lower as compiled_lower
     from backends.handwritten.step import Step
     from backends.torch_engine import Replay, Steps
 
     decode = Replay(state, Step(state, pdl), torch.cuda.graph_pool_handle())
-    return Steps(compiled.lower(state, plan).prefill, decode)
+    return Steps(compiled_lower.lower(state, plan).prefill, decode)

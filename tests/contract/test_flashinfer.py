@@ -95,12 +95,15 @@ def test_prefill_and_decode_equal_the_reference(
     engine.close()
 
 
-def test_compiled_steps_equal_the_reference(engine_of: Callable[..., Any], open_family: OpenFamily) -> None:
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_compiled_steps_equal_the_reference(
+    engine_of: Callable[..., Any], open_family: OpenFamily, by_layer: bool
+) -> None:
     reason = registry.find("compile").probe().reason
     if reason:
         pytest.skip(reason)
     weights = open_family("llama", "float32")
-    engine = engine_of(weights, compiled.Plan("flashinfer", None, {}, replay=True))
+    engine = engine_of(weights, compiled.Plan("flashinfer", None, {}, replay=True, by_layer=by_layer))
     check(engine, weights)
     engine.close()
 

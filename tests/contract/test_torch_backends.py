@@ -5,14 +5,16 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends import registry
 from backends.contract import Artefact, Engine, Shapes, Target, Unsupported
-from models.checkpoint import Weights
-from tests.contract.reference import FAMILIES, reference_logits
+from models.checkpoint import Weights, open_checkpoint
+from tests.contract.reference import FAMILIES, reference_logits, write_checkpoint
 
 torch = pytest.importorskip("torch")
 
@@ -85,6 +87,28 @@ def test_stock_compile_makes_one_program_for_all_lengths(open_family: OpenFamily
     engine.rewind(3)
     engine.decode()
     assert counters["stats"]["unique_graphs"] == compiled
+    engine.close()
+
+
+def test_programs_of_layers_are_as_many_whatever_the_layers(tmp_path: Path) -> None:
+    reason = registry.find("compile").probe().reason
+    if reason:
+        pytest.skip(reason)
+    write_checkpoint(replace(FAMILIES["qwen3"], layers=4), tmp_path)
+    weights = open_checkpoint(tmp_path, "float32")
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    engine = load("compile[scope=layer]", weights, Shapes(2, (4,), 24))
+    run(engine, 4, 1)
+    assert counters["stats"]["unique_graphs"] == 6  # first layer, other layers and the rest, of both steps
+    expected = reference_logits(weights, TOKENS[:, :6])
+    engine.feed(TOKENS[:, 4])
+    engine.rewind(4)
+    engine.decode()
+    engine.feed(TOKENS[:, 5])
+    engine.decode()
+    np.testing.assert_allclose(engine.logits(), expected[:, 5], rtol=0, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 6
     engine.close()
 
 

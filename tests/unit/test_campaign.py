@@ -178,7 +178,9 @@ def test_what_the_watch_saw_is_kept_with_each_row(
     workers.scripts["a"] = report_with_stages
     prefill, decode = call(["a"], repeats=1)
     assert prefill.record is not None
-    assert prefill.record.processes[0].clocks == {"samples": 3}
+    clocks = prefill.record.processes[0].clocks
+    assert clocks["samples"] == 3
+    assert clocks["stages_s"].keys() == {"start", "build", "time"}
     assert prefill.record.warnings[0] == "another program took 3.0 GiB"
     assert decode.record is not None
     assert decode.record.status == "crashed"
@@ -314,7 +316,7 @@ def test_again_builds_cold_once(workers: Workers, call: Call) -> None:
 def test_edited_code_builds_cold(workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     call(["a"])
     for module in (campaign, rows_on_the_way):
-        monkeypatch.setattr(module, "code_version", lambda: "edited")
+        monkeypatch.setattr(module, "code_version", lambda *_: "edited")
     assert call(["a"])[0].results[0].cold is True
 
 

@@ -30,6 +30,21 @@ def test_a_mode_of_torch_takes_the_place_of_our_settings_and_graphs() -> None:
     assert plan.provenance == "configured: attention=flex, mode=max-autotune"
 
 
+def test_a_layer_is_a_program_where_a_graph_of_ours_replays_the_step() -> None:
+    assert choose({}, "cuda:0").by_layer
+    assert not choose({}, "cpu").by_layer  # each call of a program takes the host time
+    assert not choose({"mode": "default"}, "cuda:0").by_layer
+    assert not choose({"scope": "step"}, "cuda:0").by_layer
+    plan = choose({"scope": "layer"}, "cpu")
+    assert plan.by_layer
+    assert plan.provenance == "configured: attention=masked, one program for all layers"
+
+
+def test_graphs_of_torchs_own_want_the_whole_step() -> None:
+    with pytest.raises(Unsupported, match="use scope=step"):
+        choose({"scope": "layer", "mode": "reduce-overhead"}, "cuda:0")
+
+
 def test_provenance_names_a_wider_search() -> None:
     assert "coordinate_descent_check_all_directions" in choose({"search": "all"}, "cuda:0").provenance
     assert "check_all_directions" not in choose({}, "cuda:0").provenance

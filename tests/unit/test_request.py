@@ -20,7 +20,7 @@ def test_defaults_of_a_gpu() -> None:
     settings = settle(Request(), "cuda:0")
     assert (settings.model, settings.dtype, settings.repeats) == ("llama-3.2-1b", "bfloat16", 3)
     work = settings.workload
-    assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (512,), (1024,), 64)
+    assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (512,), (1024,), 32)
 
 
 def test_what_is_given_beats_the_default() -> None:

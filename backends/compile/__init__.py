@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.torch_probe import probe_torch
 from models.checkpoint import Weights
 from models.config import DecoderConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from backends.torch_engine import State, Steps
 
 TUNED = "tuned"
 MODES = (TUNED, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -35,6 +30,7 @@ is fastest with none: its products go to the vendor library, and max-autotune fi
 SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent_check_all_directions": True}}
 """How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
 ATTENTIONS = ("auto", "flex", "masked", "products")
+SCOPES = ("auto", "layer", "step")
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,8 @@ class Plan:
     """Inductor's settings for the decode program."""
     replay: bool
     """Whether prefill and decode are each captured as one CUDA graph by us."""
+    by_layer: bool
+    """Whether a layer is one program, run for every layer, or all of a step is."""
 
     @property
     def provenance(self) -> str:
@@ -56,6 +54,7 @@ class Plan:
         parts = [f"attention={self.attention}", *(str(name) for name in self.decode)]
         parts += [f"mode={self.mode}"] if self.mode else []
         parts += ["one CUDA graph a step"] if self.replay else []
+        parts += ["one program for all layers"] if self.by_layer else []
         return f"configured: {', '.join(parts)}"
 
 
@@ -70,21 +69,28 @@ def choose(options: Mapping[str, str], device: str) -> Plan:
             f"flex attention's decode kernel is for GPUs, not for {device}: use attention=masked"
         )
     mode = options.get("mode", MODES[0])
-    if mode != TUNED:
-        return Plan(attention, mode, {}, replay=False)
-    if not on_gpu:
-        return Plan(attention, None, {}, replay=False)
-    return Plan(attention, None, TUNED_DECODE | SEARCHES[options.get("search", "steps")], replay=True)
+    replay = mode == TUNED and on_gpu
+    scope = options.get("scope", SCOPES[0])
+    if scope == "layer" and mode in ("reduce-overhead", "max-autotune"):
+        raise Unsupported(f"mode={mode} makes a CUDA graph of each program: use scope=step with it")
+    by_layer = replay if scope == "auto" else scope == "layer"
+    if not replay:
+        return Plan(attention, None if mode == TUNED else mode, {}, False, by_layer)
+    return Plan(attention, None, TUNED_DECODE | SEARCHES[options.get("search", "steps")], True, by_layer)
 
 
 class Compile:
-    """Compiles one program for each prompt length and one for every decode step."""
+    """Compiles prefill for each prompt length, and decode for every step."""
 
     name = "compile"
     options: Mapping[str, Option] = {
         "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
         "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),
         "mode": Option("torch.compile's mode; tuned: the best settings found for the device", MODES),
+        "scope": Option(
+            "what one program is of; auto: a layer where a CUDA graph replays the step, else all of it",
+            SCOPES,
+        ),
         "search": Option("how wide mode=tuned searches for each kernel's blocks on a GPU", tuple(SEARCHES)),
     }
 
@@ -113,88 +119,8 @@ class Compile:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""
+        from backends.compile.lower import lower, lower_stock
         from backends.torch_engine import TorchEngine
 
         plan = artefact.payload
         return TorchEngine(artefact, weights, partial(lower, plan=plan) if plan else lower_stock)
-
-
-def lower_stock(state: State) -> Steps:
-    """Compile what `eager` runs, and nothing else: the length is a number of the host, which torch.compile
-    takes for a constant first and for a symbol once it changes.
-    """
-    import torch
-
-    from backends.torch_engine import Steps, prefill_step, sliced_step
-
-    compiled_prefill, compiled_decode = torch.compile(prefill_step), torch.compile(sliced_step)
-
-    def prefill(tokens: Tensor) -> None:
-        state.logits, state.token = compiled_prefill(state, tokens)
-
-    def decode() -> None:
-        state.logits, state.token = compiled_decode(state)
-
-    return Steps(prefill, decode)
-
-
-def compile_steps(state: State, plan: Plan) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Compile `static_prefill` and `static_decode`: what they read, the weights too, is an input."""
-    import torch
-
-    from backends.torch_engine import static_decode, static_prefill
-
-    # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
-    settings = dict(torch._inductor.list_mode_options(plan.mode)) if plan.mode else {}
-    if settings.get("triton.cudagraphs") and state.position.is_cuda:
-        settings["triton.cudagraph_or_error"] = True  # a step that is silently not a graph is no result
-    compiled = partial(torch.compile, fullgraph=True, dynamic=False)
-    compiled_prefill = compiled(static_prefill, options=settings)
-    compiled_decode = compiled(static_decode, options={**settings, **plan.decode})
-    mark_static(*state.tensors())  # or a CUDA graph would copy the weights in at every replay
-    return compiled_prefill, compiled_decode
-
-
-def lower(state: State, plan: Plan) -> Steps:
-    """Compile the two steps on a static cache."""
-    from backends.torch_engine import Steps
-    from backends.torch_ops import FlexDecode, MaskedDecode, ProductsDecode
-
-    compiled_prefill, compiled_decode = compile_steps(state, plan)
-    attention = {"flex": FlexDecode, "masked": MaskedDecode, "products": ProductsDecode}[plan.attention]
-    decode = partial(compiled_decode, state, attention)
-    if plan.replay:
-        return replayed(state, compiled_prefill, decode)
-
-    def prefill(tokens: Tensor) -> None:
-        mark_static(tokens)
-        compiled_prefill(state, tokens)
-
-    return Steps(prefill, decode)
-
-
-def replayed(state: State, prefill: Callable[[State, Tensor], None], decode: Callable[[], None]) -> Steps:
-    """Capture each step as one CUDA graph, prefill for each prompt length: its buffer keeps its address."""
-    import torch
-
-    from backends.torch_engine import Replay, Steps
-
-    pool = torch.cuda.graph_pool_handle()
-    prefills: dict[int, Replay] = {}
-
-    def replay(tokens: Tensor) -> None:
-        length = tokens.shape[1]
-        if length not in prefills:
-            prefills[length] = Replay(state, partial(prefill, state, tokens), pool)
-        prefills[length]()
-
-    return Steps(replay, Replay(state, decode, pool))
-
-
-def mark_static(*tensors: Tensor) -> None:
-    """Promise that these keep their addresses; unguarded, so that a second engine reuses the program."""
-    import torch
-
-    for tensor in tensors:
-        torch._dynamo.mark_static_address(tensor, guard=False)
