@@ -66,6 +66,8 @@ class Probe:
     devices: tuple[str, ...] = ()
     """Device kinds it can run on here: `cpu`, `cuda`."""
     dtypes: tuple[str, ...] = ()
+    in_process: bool = True
+    """Whether its engines run in the worker. Others answer whole requests: their decode is timed by slope."""
 
     @property
     def usable(self) -> bool:
@@ -87,6 +89,8 @@ class Artefact:
     """`stock`, `configured: NAME, ...` (public settings) or `patched: NAME, ...` (of ours)."""
     payload: Any = None
     """Whatever the backend needs to load it."""
+    warnings: tuple[str, ...] = ()
+    """What readers of every row of it should know."""
 
 
 class Engine(Protocol):

@@ -25,6 +25,7 @@ BUILTIN = {
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
     "flashinfer": "backends.flashinfer:FlashInfer",
     "handwritten": "backends.handwritten:Handwritten",
+    "trtllm": "backends.trtllm:TensorRtLlm",
 }
 
 ENTRY_POINTS = "workbench.backends"

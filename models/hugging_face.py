@@ -71,6 +71,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }  # fmt: skip
+_UNQUANTIZED = "use the checkpoint that is not quantized"
+_QUANTIZED = "hf_quant_config.json"
+"""What NVIDIA's ModelOpt leaves beside a config.json that does not say so."""
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_THETA = 10_000.0
 _MAX_SIZE = 2**31 - 1
@@ -88,6 +91,8 @@ def read_config(folder: Path) -> DecoderConfig:
         raise UserError(f"{path} cannot be read ({_one_line(error)}): save or download it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object: save or download it again")
+    if (folder / _QUANTIZED).exists():
+        raise UserError(f"{folder} has a {_QUANTIZED}: quantization is not supported yet: {_UNQUANTIZED}")
     try:
         return _Reader(values).config()
     except UserError as error:
@@ -179,7 +184,8 @@ class _Reader:
     def _refuse_foreign(self) -> None:
         """Refuse by name what would make this another model than the definition computes."""
         if self.get("quantization_config") is not None:
-            raise UserError("quantization_config is not supported: use the checkpoint that is not quantized")
+            method = _quantization(self.values["quantization_config"])
+            raise UserError(f"quantization_config ({method}) is not supported yet: {_UNQUANTIZED}")
         activation = self.values.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             raise UserError(f"hidden_act {_show(activation)} is not supported: only silu is")
@@ -233,6 +239,15 @@ class _Reader:
         if not isinstance(kinds, list) or any(kind not in _LAYER_TYPES for kind in kinds):
             raise UserError(f"layer_types {_show(kinds)} are not supported: {' and '.join(_LAYER_TYPES)} are")
         return "sliding_attention" in kinds
+
+
+def _quantization(config: Any) -> str:
+    """Name a quantization as its configuration does: `fp8`, `awq, 4 bits`, `modelopt, FP8`."""
+    values = config if isinstance(config, dict) else {}
+    bits = values.get("bits", values.get("w_bit"))
+    named = [str(values[key]) for key in ("quant_method", "quant_algo") if values.get(key)]
+    text = ", ".join([*named, *([f"{bits} bits"] if bits else [])])
+    return " ".join(text.split())[:60] or "of an unnamed kind"
 
 
 def _show(value: Any) -> str:

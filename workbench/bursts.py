@@ -14,7 +14,8 @@ FIRST_PAUSE_S = 0.001
 
 def plan_bursts(config: DecoderConfig, dtype: str, entries: Sequence[Entry], phase: str) -> BurstJob:
     """Make bursts like the samples of one phase, or like those of the other where it has no row."""
-    alike = [entry for entry in entries if entry.row.phase == phase] or entries
+    plain = [entry for entry in entries if entry.row.lead is None]  # a sample by slope is of two chains
+    alike = [entry for entry in plain if entry.row.phase == phase] or plain or entries
     lengths = [
         median(result.samples_s) * (entry.row.steps or 1)
         for entry in alike

@@ -134,7 +134,10 @@ class Campaign:
         self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry], kernels: bool
     ) -> MeasureJob:
         """Write down what a worker is to do."""
-        rows = (RowJob(each.key, each.row.phase, each.row.length, each.row.steps) for each in entries)
+        rows = (
+            RowJob(each.key, each.row.phase, each.row.length, each.row.steps, each.row.lead)
+            for each in entries
+        )
         return MeasureJob(
             backend=contestant.backend,
             options=contestant.options,

@@ -88,23 +88,23 @@ def compare(
     input was wrong or there is nothing to compare with.
     """
     from workbench import compare as comparison
-    from workbench import request as requests
+    from workbench.request import read
 
-    request = requests.Request(
-        backends=requests.read_backends(backends),
+    request = read(
+        backends=backends,
         model=model,
-        phases=requests.read_phases(phases),
-        batches=requests.read_integers("--batch", batch),
-        prompts=requests.read_integers("--prompt", prompt),
-        contexts=requests.read_integers("--context", context),
+        phases=phases,
+        batch=batch,
+        prompt=prompt,
+        context=context,
         steps=steps,
         dtype=dtype,
         device=device,
         repeats=repeats,
         baseline=baseline,
-        again=again or against is not None,
+        again=again or against is not None,  # a cached build could hide the change that is asked about
         results=results,
-        pythons=requests.read_pythons(python),
+        python=python,
     )
     if dry_run:
         comparison.preview(request, format.value)

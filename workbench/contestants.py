@@ -14,6 +14,11 @@ from workbench.process import run
 from workbench.record import backend_name
 from workbench.request import Named
 
+ALL_OF_A_REQUEST = (
+    "its engine answers whole requests from another process, so no clock sees a prefill alone: "
+    "its decode is timed by slope (--phases decode)"
+)
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -29,8 +34,8 @@ class Contestant:
         """The backend as typed."""
         return backend_name(self.backend, self.options)
 
-    def obstacle(self, device: str, dtype: str) -> tuple[str, str] | None:
-        """Return (status, reason) if it cannot run this work here; None if it can."""
+    def obstacle(self, device: str, dtype: str, clock: str | None = None) -> tuple[str, str] | None:
+        """Return (status, reason) if it cannot run this work here, or not by this clock; None if it can."""
         if not self.probe.usable:
             install = f"; install it: {self.probe.install}" if self.probe.install else ""
             return "missing", f"{self.probe.reason}{install}"
@@ -39,6 +44,8 @@ class Contestant:
             return "unsupported", f"runs on {', '.join(self.probe.devices)} here, not on {kind}"
         if dtype not in self.probe.dtypes:
             return "unsupported", f"takes {', '.join(self.probe.dtypes)}, not {dtype}"
+        if clock == "drained" and not self.probe.in_process:
+            return "unsupported", ALL_OF_A_REQUEST
         return None
 
 
@@ -62,6 +69,7 @@ def probe(name: str, python: str) -> Probe:
         versions=answer["versions"],
         devices=tuple(answer["devices"]),
         dtypes=tuple(answer["dtypes"]),
+        in_process=answer["in_process"],
     )
 
 

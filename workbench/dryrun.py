@@ -104,7 +104,8 @@ def rehearse(settings: Settings, config: DecoderConfig, group: PlannedGroup) -> 
     engine = NullEngine(Null().build(config, group.shapes, target, {}))
     for row in group.rows:
         tokens = workload_tokens(config.vocab_size, row.batch, row.length, seed=0)
-        take_samples(engine, Clock("cpu"), tokens, RowJob("", row.phase, row.length, row.steps), budget_s=0.0)
+        job = RowJob("", row.phase, row.length, row.steps, row.lead)
+        take_samples(engine, Clock("cpu"), tokens, job, budget_s=0.0)
     engine.close()
 
 

@@ -12,7 +12,7 @@ from workbench.contestants import Contestant
 from workbench.gate import GATE
 from workbench.job import RowResult
 from workbench.machine import Device
-from workbench.plan import PlannedGroup, PlannedRow
+from workbench.plan import PlannedGroup, PlannedRow, with_slopes
 from workbench.record import Record, row_key
 from workbench.request import Settings
 from workbench.source import Source
@@ -55,13 +55,24 @@ def enter(
     groups: Sequence[PlannedGroup],
     again: bool,
 ) -> list[Entry]:
-    """List every row of every backend, with what earlier calls have measured of it."""
+    """List every row of every backend, with what earlier calls have measured of it.
+
+    As soon as one engine that works here runs in another process, all have rows by the slope clock, and it
+    has no others of decode.
+    """
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     known = {row_key(each): each for each in store.read(device.name, source.name)}  # the last one counts
+    elsewhere = {
+        each.name
+        for each in contestants
+        if not each.probe.in_process and each.obstacle(device.device, settings.dtype) is None
+    }
     entries = []
-    for group in groups:
+    for group in with_slopes(groups) if elsewhere else groups:
         for row in group.rows:
             for contestant in contestants:
+                if row.clock == "chained" and contestant.name in elsewhere:
+                    continue
                 blank = blank_record(run, settings, device, source, contestant, row)
                 entry = Entry(contestant, group, row, blank)
                 recall(entry, known, store, again)
@@ -72,7 +83,7 @@ def enter(
 def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) -> None:
     """Take over what is known of a row: that it cannot run, its record, or some of its processes."""
     blank, gpu = entry.blank, str(entry.blank.gpu["name"])
-    obstacle = entry.contestant.obstacle(blank.device, blank.dtype)
+    obstacle = entry.contestant.obstacle(blank.device, blank.dtype, blank.clock)
     if obstacle:
         entry.record = replace(blank, status=obstacle[0], reason=obstacle[1])
     elif again:
@@ -110,11 +121,14 @@ def blank_record(
         status="missing",
         reason="not measured",
         clock=row.clock,
-        protocol=protocol(settings),
+        protocol=protocol(settings, row),
         versions=dict(contestant.probe.versions),
     )
 
 
-def protocol(settings: Settings) -> dict[str, Any]:
+def protocol(settings: Settings, row: PlannedRow | None = None) -> dict[str, Any]:
     """Write down how rows are verified and timed; rows of unlike protocols are never compared."""
-    return {"gate": GATE, "processes": settings.repeats, "budget_s": settings.budget_s, **STOPPING}
+    held = {"gate": GATE, "processes": settings.repeats, "budget_s": settings.budget_s, **STOPPING}
+    if row is None or row.lead is None or row.steps is None:
+        return held
+    return held | {"slope": [row.lead, row.lead + row.steps]}

@@ -42,7 +42,9 @@ def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Even
     """Check each prefill's clock, time plans, trace kernels: where the engine and the job allow it."""
     batch, stream = job.group.shapes.batch, engine.stream()
     works = [
-        position(engine, row, workload_tokens(vocab, batch, row.length, job.seed)) for row in job.group.rows
+        position(engine, row, workload_tokens(vocab, batch, row.length, job.seed))
+        for row in job.group.rows
+        if row.lead is None  # a slope is of the steps that its twin has
     ]
     if stream is not None:
         for work in works:
@@ -53,7 +55,7 @@ def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Even
         for work in works:
             events.enter("trace", work.row.key)
             events.finding(time_parts(work, engine))
-    if job.kernels:
+    if job.kernels and works:
         trace_all(works, engine, clock, events)
 
 

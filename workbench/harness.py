@@ -1,7 +1,9 @@
 """Time prefill and decode: the same pure loop for every backend, with the clock given from outside.
 
 A prefill is timed drained: the device is idle before and after each one. Decode is timed chained: N steps
-without a look from the host, one wait at the end. No sample is dropped; warming up is kept apart.
+without a look from the host, one wait at the end. Where one engine of a comparison answers whole requests
+only, all are timed by slope besides: two chains of unlike length, and what the longer one takes more.
+No sample is dropped; warming up is kept apart.
 """
 
 import gc
@@ -36,7 +38,7 @@ class Samples:
     """Everything that was timed, in order."""
 
     samples_s: tuple[float, ...]
-    """Seconds of each prefill, or of one step of each chain."""
+    """Seconds of each prefill, or of one step of each chain or pair of chains."""
     enqueue_s: tuple[float, ...]
     """Seconds until each prefill returned to the host; empty for decode."""
     elapsed_s: float
@@ -95,6 +97,40 @@ def time_decode(
         clock.fence(engine)
         end = clock.now()
         return (end - start) / steps, None
+
+    return _collect(sample, clock, warm_up, stop, progress)
+
+
+def time_slope(
+    engine: Engine,
+    clock: Timer,
+    context: int,
+    lead: int,
+    steps: int,
+    feed: np.ndarray,
+    *,
+    warm_up: WarmUp,
+    stop: StopRule,
+    progress: Progress | None = None,
+) -> Samples:
+    """Time the `steps` from `context` filled positions on as (T(lead + steps) - T(lead)) / steps.
+
+    Both chains begin with `feed` [B] at context - lead. What a chain costs whatever its length cancels out: a
+    request's way to another process and back, and the prefill in it.
+    """
+
+    def chain(count: int) -> float:
+        engine.rewind(context - lead)
+        engine.feed(feed)
+        clock.fence(engine)
+        start = clock.now()
+        _decode(engine, count)
+        clock.fence(engine)
+        return clock.now() - start
+
+    def sample() -> Sample:
+        short = chain(lead)
+        return (chain(lead + steps) - short) / steps, None
 
     return _collect(sample, clock, warm_up, stop, progress)
 

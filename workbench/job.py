@@ -31,7 +31,9 @@ class RowJob:
     length: int
     """Prompt tokens of a prefill, cached positions before the first timed step of a decode."""
     steps: int | None
-    """Decode steps in one chained sample."""
+    """Decode steps that a sample's value is the mean of."""
+    lead: int | None = None
+    """Steps of the shorter run of the slope clock; None for the other clocks."""
 
 
 @dataclass(frozen=True)

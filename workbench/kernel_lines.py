@@ -42,4 +42,6 @@ def absence(record: Record) -> str:
         return "not traced: CUPTI sees what runs on a GPU, and this row is of a CPU"
     if not record.timed:
         return f"not traced: it is {record.status}"
+    if record.clock == "slope":
+        return "not traced: see the chained steps; CUPTI sees no engine in another process"
     return f"not traced: {record.no_kernels or 'nobody tried; --again measures and traces it anew'}"

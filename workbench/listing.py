@@ -20,7 +20,8 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = stdout()
-    table = Table("backend", "usable", "devices", "dtypes", "versions", Column("options", no_wrap=True))
+    options = Column("options", no_wrap=True)  # what is typed is never folded
+    table = Table("backend", "usable", "devices", "dtypes", "versions", options)
     for name, probe in probes.items():
         table.add_row(
             name,

@@ -6,7 +6,9 @@ A time exists only if the very engine that was timed gave right logits before an
 import resource
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ from workbench.events import Events
 from workbench.findings import look
 from workbench.gate import verify
 from workbench.golden import load_golden
-from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill
+from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill, time_slope
 from workbench.job import MeasureJob, RowJob, RowResult
 from workbench.judgement import Verdict
 from workbench.statistics import half_drift
@@ -32,6 +34,7 @@ Number = TypeVar("Number", int, float)
 
 STABLE_DRIFT = 0.03
 """A second half whose median differs by more: the machine changed meanwhile."""
+NO_SLOPE = "runs of more steps took no longer: noise swallows the slope; take more --steps or a larger model"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Bench:
     clock: Clock
     events: Events
     versions: dict[str, str]
-    idle_bytes: int
-    """Memory of this process before the weights."""
+    idle_bytes: int | None
+    """Memory of this process before the weights; None where the engine's is not this process's."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def measure(job: MeasureJob, events: Events) -> None:
     went wrong.
     """
     backend = registry.find(job.backend)
+    probe = backend.probe()
+    here = job.device == "cpu" and probe.in_process
     bench = Bench(
         job=job,
         backend=backend,
@@ -72,8 +77,8 @@ def measure(job: MeasureJob, events: Events) -> None:
         target=Target(job.device, job.dtype, machine.describe(job.device).architecture),
         clock=Clock(job.device),
         events=events,
-        versions=dict(backend.probe().versions),
-        idle_bytes=psutil.Process().memory_info().rss,
+        versions=dict(probe.versions),
+        idle_bytes=psutil.Process().memory_info().rss if here else None,
     )
     built = build(bench, job.group.shapes)
     try:
@@ -146,6 +151,7 @@ def build(bench: Bench, shapes: Shapes) -> Built:
         peak_bytes=peak_bytes(bench),
         weights=bench.weights.checksum(),
         versions=bench.versions,
+        warnings=artefact.warnings,
     )
     return Built(engine, facts)
 
@@ -191,6 +197,8 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
         bench.events.progress(done, row.key)
 
     samples = take_samples(built.engine, bench.clock, prompt, row, bench.job.budget_s, progress)
+    if median(samples.samples_s) <= 0:
+        return replace(built.facts, key=row.key, status="implausible", reason=NO_SLOPE)
     drift = half_drift(samples.samples_s)
     unstable = abs(drift) > STABLE_DRIFT
     reason = (
@@ -204,9 +212,9 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
         reason=reason if unstable else None,
         samples_s=samples.samples_s,
         enqueue_s=samples.enqueue_s,
-        gap_s=samples.gap_s(row.steps or 1),
+        gap_s=samples.gap_s(row.steps or 1) if row.lead is None else None,
         peak_bytes=highest(built.facts.peak_bytes, peak_bytes(bench)),
-        warnings=() if samples.settled else (warning,),
+        warnings=built.facts.warnings + (() if samples.settled else (warning,)),
     )
 
 
@@ -227,9 +235,11 @@ def take_samples(
     engine.stage(prompt)
     engine.prefill()
     feed = np.ascontiguousarray(prompt[:, -1])
-    return time_decode(
-        engine, clock, row.length, row.steps, feed, warm_up=warm_up, stop=stop, progress=progress
-    )
+    if row.lead is None:
+        timing = partial(time_decode, engine, clock, row.length, row.steps, feed)
+    else:
+        timing = partial(time_slope, engine, clock, row.length, row.lead, row.steps, feed)
+    return timing(warm_up=warm_up, stop=stop, progress=progress)
 
 
 def tokens(bench: Bench, batch: int, length: int) -> np.ndarray:
@@ -246,8 +256,8 @@ def reset_peak() -> None:
 
 
 def peak_bytes(bench: Bench) -> int | None:
-    """Return the process's highest memory less what it had before the weights; None on a GPU."""
-    if bench.target.device != "cpu":
+    """Return the highest memory less what was there before the weights; None where that says nothing."""
+    if bench.idle_bytes is None:
         return None
     # ru_maxrss would do, but Linux lets a child start with its parent's.
     for line in _status():

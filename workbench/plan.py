@@ -1,7 +1,7 @@
 """What will be measured: the request as typed, checked against the model, cut into rows and engines. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.contract import Shapes
 from models.config import DecoderConfig
@@ -12,6 +12,8 @@ PHASES = ("prefill", "decode")
 DTYPES = ("float32", "bfloat16", "float16")
 MINIMUM_STEPS = 32
 """Fewer chained steps would let the fence at the end weigh on the value."""
+SLOPE_LEAD = 16
+"""Steps of the shorter of the two runs of the slope clock: by then an engine has found its pace."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class PlannedRow:
     length: int
     """Prompt tokens of a prefill, cached positions before a decode."""
     steps: int | None
+    lead: int | None = None
+    """Steps of the slope clock's shorter run, which the longer exceeds by `steps`; None for other clocks."""
 
     @property
     def prompt(self) -> int | None:
@@ -51,7 +55,9 @@ class PlannedRow:
 
     @property
     def clock(self) -> str:
-        """The clock this phase is timed by; the two never share a column."""
+        """The clock this row is timed by; no two share a table."""
+        if self.lead is not None:
+            return "slope"
         return "drained" if self.phase == "prefill" else "chained"
 
 
@@ -91,6 +97,16 @@ def decode_group(batch: int, context: int, prompts: Sequence[int], steps: int) -
     rows.append(PlannedRow("decode", batch, context, steps))
     shapes = Shapes(batch, tuple(sorted({*prompts, context})), capacity_for(context, steps))
     return PlannedGroup(shapes, tuple(rows))
+
+
+def with_slopes(groups: Sequence[PlannedGroup]) -> tuple[PlannedGroup, ...]:
+    """Add to each decode row its twin by the slope clock: the same steps at the same positions."""
+    return tuple(replace(group, rows=(*group.rows, *slope_rows(group))) for group in groups)
+
+
+def slope_rows(group: PlannedGroup) -> list[PlannedRow]:
+    """Return the twins of a group's decode rows; their runs begin up to `SLOPE_LEAD` positions earlier."""
+    return [replace(row, lead=min(SLOPE_LEAD, row.length)) for row in group.rows if row.phase == "decode"]
 
 
 def check(config: DecoderConfig, workload: Workload) -> None:

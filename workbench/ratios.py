@@ -56,7 +56,7 @@ def samples(record: Record) -> list[tuple[float, ...]]:
 
 def workload_of(record: Record) -> tuple[object, ...]:
     """Name what rows of one table section share."""
-    return (record.phase, record.batch, record.prompt, record.context, record.steps)
+    return (record.phase, record.batch, record.prompt, record.context, record.steps, record.clock)
 
 
 def find_baseline(records: Sequence[Record], name: str | None) -> Record | None:

@@ -37,7 +37,7 @@ STATUSES = (
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds for one prefill (drained) or one decode step (chained)."""
+    """Seconds for one prefill (drained) or one decode step (chained, or by slope)."""
 
     median: float
     """Median of the processes' medians."""
@@ -93,7 +93,7 @@ class Record:
     context: int | None
     """Cached positions before the first timed decode step; None for prefill."""
     steps: int | None
-    """Decode steps in one chained sample; None for prefill."""
+    """Decode steps that a sample is the mean of; None for prefill."""
     dtype: str
     device: str
     gpu: Json
@@ -101,9 +101,9 @@ class Record:
     status: str
     reason: str | None
     clock: str
-    """`drained` or `chained`."""
+    """`drained`, `chained` or `slope`."""
     protocol: Json
-    """What was held equal: gate, stop rule, processes."""
+    """What was held equal: gate, stop rule, processes; `slope` has the steps of its two runs."""
     time_s: Time | None = None
     processes: tuple[ProcessRun, ...] = ()
     enqueue_s: float | None = None

@@ -93,16 +93,20 @@ def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
 
 
 def title(record: Record) -> str:
-    """Name a workload: `decode, batch 1, context 128, a step of 32 chained ones`."""
+    """Name a workload: `decode, batch 1, context 128, mean of 32 chained steps`."""
     if record.phase == "prefill":
         return f"prefill, batch {record.batch}, {record.prompt} tokens a sequence, drained clock"
-    return f"decode, batch {record.batch}, context {record.context}, mean of {record.steps} chained steps"
+    what = f"decode, batch {record.batch}, context {record.context}"
+    if record.clock == "slope":
+        short, long = record.protocol["slope"]
+        return f"{what}, mean of {record.steps} steps by slope: (T({long}) - T({short})) / {record.steps}"
+    return f"{what}, mean of {record.steps} chained steps"
 
 
 def short_title(record: Record | PlannedRow) -> str:
-    """Name a workload in a note: `decode b1 c128`, `prefill b8 p512`."""
+    """Name a workload in a note: `decode b1 c128`, `prefill b8 p512`, `decode b1 c128 slope`."""
     length = f"p{record.prompt}" if record.phase == "prefill" else f"c{record.context}"
-    return f"{record.phase} b{record.batch} {length}"
+    return f"{record.phase} b{record.batch} {length}" + (" slope" if record.clock == "slope" else "")
 
 
 def held_equal(records: Sequence[Record]) -> list[str]:
@@ -247,7 +251,10 @@ def as_json(report: Report) -> str:
     return json.dumps(rows, indent=1)
 
 
-FLAT_FIELDS = ("phase", "batch", "prompt", "context", "steps", "dtype", "device", "model", "status", "reason")
+FLAT_FIELDS = (
+    *("phase", "batch", "prompt", "context", "steps", "clock"),
+    *("dtype", "device", "model", "status", "reason"),
+)
 
 
 def flat_rows(report: Report) -> list[Json]:

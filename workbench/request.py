@@ -73,6 +73,42 @@ def settle(request: Request, device: str) -> Settings:
     return Settings(model, workload, dtype, device, repeats, CPU_BUDGET_S if on_cpu else GPU_BUDGET_S)
 
 
+def read(
+    *,
+    backends: str | None,
+    model: str | None,
+    phases: str | None,
+    batch: str | None,
+    prompt: str | None,
+    context: str | None,
+    steps: int | None,
+    dtype: str | None,
+    device: str,
+    repeats: int | None,
+    again: bool,
+    results: Path,
+    python: list[str],
+    baseline: str | None = None,
+) -> Request:
+    """Read a request as it was typed; raises UserError for what cannot be read."""
+    return Request(
+        backends=read_backends(backends),
+        model=model,
+        phases=read_phases(phases),
+        batches=read_integers("--batch", batch),
+        prompts=read_integers("--prompt", prompt),
+        contexts=read_integers("--context", context),
+        steps=steps,
+        dtype=dtype,
+        device=device,
+        repeats=repeats,
+        baseline=baseline,
+        again=again,
+        results=results,
+        pythons=read_pythons(python),
+    )
+
+
 def read_backends(text: str | None) -> tuple[Named, ...] | None:
     """Read `a,b[option=value]`; raises UserError for what cannot be read or is named twice."""
     if text is None:

@@ -112,4 +112,6 @@ class StopRule:
         low = max(math.floor(count / 2 - half), 1)
         high = min(math.ceil(count / 2 + 1 + half), count)
         middle = (self._ordered[(count - 1) // 2] + self._ordered[count // 2]) / 2
+        if middle <= 0:  # a difference of two times that noise has swallowed
+            return math.inf
         return (self._ordered[high - 1] - self._ordered[low - 1]) / 2 / middle

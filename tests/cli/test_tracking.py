@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ context = 32
 device = "cpu"
 repeats = 1
 """
-
-
-@pytest.fixture
-def workbench(workbench: Run) -> Run:
-    """Run commands on one thread, which other programs disturb less."""
-    return partial(workbench, OMP_NUM_THREADS="1")
 
 
 def records(results: Path) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from backends.contract import Artefact, Backend, Engine, Shapes, Target, Unsuppo
 from models.checkpoint import Weights, open_checkpoint
 from models.config import DecoderConfig
 from tests.contract.reference import FAMILIES, write_checkpoint
+from workbench.checks import capacity_for
 
+GATE_SHAPES = Shapes(batch=2, prompts=(20,), capacity=capacity_for(20, 0))
+"""What the gate tries engines with, and what every family is built for, so that both are built once."""
 DTYPES = ("float32", "bfloat16")
 OF_TORCH_ITSELF = (
     "`torch.jit:DeprecationWarning",
@@ -23,6 +27,9 @@ OF_TORCH_ITSELF = (
     r"\s*Online softmax is disabled:UserWarning",
 )
 """Warnings that torch.compile raises inside torch, whatever it compiles."""
+
+ARTEFACTS: dict[tuple[object, ...], Artefact] = {}
+"""What this session has built so far."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,7 +52,7 @@ class Contestant:
         """Build for this machine; skips with the backend's reason where it cannot."""
         target = Target(self.device, self.dtype, architecture(self.device))
         try:
-            return self.backend.build(config, shapes, target, self.options)
+            return build_once(self.backend, config, shapes, target, self.options)
         except Unsupported as unsupported:
             pytest.skip(str(unsupported))
 
@@ -56,6 +63,24 @@ class Contestant:
             return self.backend.load(artefact, weights)
         except Unsupported as unsupported:
             pytest.skip(str(unsupported))
+
+
+def build_once(
+    backend: Backend, config: DecoderConfig, shapes: Shapes, target: Target, options: dict[str, str]
+) -> Artefact:
+    """Build what was not built yet in this session: an artefact is loaded any number of times."""
+    key = (backend.name, config, shapes, target, *sorted(options.items()))
+    if key not in ARTEFACTS:
+        ARTEFACTS[key] = backend.build(config, shapes, target, options)
+    return ARTEFACTS[key]
+
+
+def forget_programs() -> None:
+    """Let torch.compile start anew, as in a worker, which has one model: sizes in which it sees two models
+    differ become symbols, and compiling with many of those takes minutes.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].compiler.reset()
 
 
 def architecture(device: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from backends import registry
 from backends.contract import Engine, Shapes, Target
 from models.checkpoint import Weights
-from tests.contract.conftest import Contestant
+from tests.contract.conftest import GATE_SHAPES, Contestant, forget_programs
 from tests.contract.reference import FAMILIES, reference_logits
 
 SHORT, LONG, CAPACITY = 5, 12, 32
@@ -219,12 +219,14 @@ def test_every_family_equals_the_reference(
     open_family: Callable[[str, str], Weights],
     family: str,
 ) -> None:
+    forget_programs()
     weights = open_family(family, contestant.dtype)
-    engine = contestant.engine(weights, Shapes(batch=2, prompts=(SHORT,), capacity=CAPACITY))
-    expected = reference_logits(weights, TOKENS[:2, : SHORT + 3])
-    logits = prefill(engine, TOKENS[:2, :SHORT])
-    assert relative_error(logits, expected[:, SHORT - 1]) < TOLERANCE[contestant.dtype]
-    for position in range(SHORT, SHORT + 3):
+    engine = contestant.engine(weights, GATE_SHAPES)
+    (prompt,) = GATE_SHAPES.prompts
+    expected = reference_logits(weights, TOKENS[:2, : prompt + 3])
+    logits = prefill(engine, TOKENS[:2, :prompt])
+    assert relative_error(logits, expected[:, prompt - 1]) < TOLERANCE[contestant.dtype]
+    for position in range(prompt, prompt + 3):
         logits = step(engine, TOKENS[:2, position])
         assert relative_error(logits, expected[:, position]) < TOLERANCE[contestant.dtype]
     engine.close()

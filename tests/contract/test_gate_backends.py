@@ -8,24 +8,22 @@ import pytest
 
 pytest.importorskip("torch", reason="golden logits need torch")
 
-from backends.contract import Engine, Shapes
+from backends.contract import Engine
 from models.checkpoint import Weights
-from tests.contract.conftest import Contestant
+from tests.contract.conftest import GATE_SHAPES, Contestant, forget_programs
 from tests.contract.reference import FAMILIES
-from workbench.checks import capacity_for
 from workbench.gate import verify
 from workbench.golden import Golden, compute_golden
 
-PROMPT = 20
-SHAPES = Shapes(batch=2, prompts=(PROMPT,), capacity=capacity_for(PROMPT, 0))
+(PROMPT,) = GATE_SHAPES.prompts
 OpenFamily = Callable[[str, str], Weights]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def golden_of(open_family: OpenFamily) -> Callable[[str, str], Golden]:
     """Return a function (family, dtype) -> its golden, computed once."""
     return cache(
-        lambda family, dtype: compute_golden(open_family(family, dtype), SHAPES, lengths=(PROMPT, 17, 3))
+        lambda family, dtype: compute_golden(open_family(family, dtype), GATE_SHAPES, lengths=(PROMPT, 17, 3))
     )
 
 
@@ -65,8 +63,9 @@ def test_an_engine_passes_the_gate(
 ) -> None:
     """In every family; with options in one, since the contract suite has them all."""
     for family in ("llama",) if contestant.options else FAMILIES:
-        engine = contestant.engine(open_family(family, contestant.dtype), SHAPES)
-        verdict = verify(engine, golden_of(family, contestant.dtype), SHAPES.batch)
+        forget_programs()
+        engine = contestant.engine(open_family(family, contestant.dtype), GATE_SHAPES)
+        verdict = verify(engine, golden_of(family, contestant.dtype), GATE_SHAPES.batch)
         engine.close()
         assert verdict.passed, (family, verdict)
         assert verdict.error_ratio is not None
@@ -77,10 +76,10 @@ def test_an_engine_passes_the_gate(
 def test_the_gate_refuses_an_engine_that_is_spoilt(
     contestant: Contestant, open_family: OpenFamily, golden_of: Callable[[str, str], Golden]
 ) -> None:
-    engine = contestant.engine(open_family("llama", contestant.dtype), SHAPES)
+    engine = contestant.engine(open_family("llama", contestant.dtype), GATE_SHAPES)
     golden = golden_of("llama", contestant.dtype)
     for fault in (StepsBack, ForgetsRow, SwapsPrompts):
-        verdict = verify(fault(engine), golden, SHAPES.batch)  # type: ignore[arg-type]
+        verdict = verify(fault(engine), golden, GATE_SHAPES.batch)  # type: ignore[arg-type]
         assert not verdict.passed, fault
         assert verdict.reason
     engine.close()

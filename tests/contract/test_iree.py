@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from backends.contract import Shapes, Target, Unsupported
 from models.checkpoint import Weights
 from models.config import PRESETS
 from tests.contract.child import threads_of
+from tests.contract.conftest import build_once
 from tests.contract.reference import FAMILIES, LLAMA, reference_logits
 
 pytest.importorskip("jax")
 compiler = pytest.importorskip("iree.compiler")
 pytest.importorskip("iree.runtime")
 
-from backends.iree.compiler import CACHE, run_compiler  # noqa: E402 (iree may be missing)
+from backends.iree.compiler import run_compiler  # noqa: E402 (iree may be missing)
 from backends.iree.engine import IreeEngine  # noqa: E402
 from backends.iree.imported import lower_import  # noqa: E402
 from backends.iree.ops import lower_definition  # noqa: E402
@@ -32,18 +33,10 @@ OpenFamily = Callable[[str, str], Weights]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "float16": 0.003}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kept_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compile once what several tests load."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE, str(tmp_path_factory.mktemp("iree")))
-        yield
-
-
-def load(weights: Weights, name: str = "iree", shapes: Shapes = SHAPES) -> IreeEngine:
+def load(weights: Weights, name: str = "iree") -> IreeEngine:
     found, options = registry.parse(name)
     iree = registry.find(found)
-    artefact = iree.build(weights.config, shapes, Target("cpu", weights.dtype, "any"), options)
+    artefact = build_once(iree, weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
     engine = iree.load(artefact, weights)
     assert isinstance(engine, IreeEngine)
     return engine

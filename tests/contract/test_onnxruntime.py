@@ -1,15 +1,10 @@
-"""What `onnxruntime` promises beyond the contract: nothing copied, weights outside, threads as told."""
+"""What engines of `onnxruntime` promise beyond the contract: no copies, weights outside, threads as told."""
 
-import ctypes
 import gc
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,35 +12,16 @@ import psutil
 import pytest
 
 from backends import registry
-from backends.contract import POISON, Artefact, Shapes, Target, Unsupported
-from models.checkpoint import Weights
+from backends.contract import Artefact, Target
 from models.rope import rope_tables
 from tests.contract.reference import FAMILIES, reference_logits
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from backends.onnxruntime.devices import Gpu, GpuBuffer, HostBuffer  # noqa: E402 (the runtime may be missing)
 from backends.onnxruntime.engine import OnnxEngine, Programs  # noqa: E402
 from backends.onnxruntime.export import ATTENTIONS, export  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[2]
-SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=24)
-TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
-OpenFamily = Callable[[str, str], Weights]
-WAYS = ("onnxruntime", "onnxruntime[attention=standard]", "onnxruntime[import=torch]")
-
-
-def build(weights: Weights, name: str = "onnxruntime") -> Artefact:
-    backend, options = registry.parse(name)
-    if options.get("import") == "torch":
-        pytest.importorskip("torch")
-        pytest.importorskip("onnxscript")
-    return registry.find(backend).build(weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
-
-
-def load(weights: Weights, name: str = "onnxruntime") -> OnnxEngine:
-    return OnnxEngine(build(weights, name), weights)
+from tests.contract.onnxruntime_ways import SHAPES, TOKENS, WAYS, OpenFamily, build, load  # noqa: E402
 
 
 def run(engine: OnnxEngine, prompt: int, steps: int) -> None:
@@ -235,94 +211,3 @@ def test_close_frees_the_cache_and_the_sessions(open_family: OpenFamily) -> None
     engine.close()
     gc.collect()
     assert [each() for each in held] == [None, None]
-
-
-def test_what_the_cpu_has_no_kernels_for_is_unsupported(open_family: OpenFamily) -> None:
-    backend = registry.find("onnxruntime")
-    weights = open_family("llama", "bfloat16")
-    with pytest.raises(Unsupported, match="Could not find an implementation for Gemm"):
-        backend.load(build(weights), weights)
-    with pytest.raises(Unsupported, match="no product in float16"):
-        build(open_family("llama", "float16"))
-
-
-def test_an_import_brings_its_own_attention(open_family: OpenFamily) -> None:
-    with pytest.raises(Unsupported, match="leave out attention="):
-        build(open_family("llama", "float32"), "onnxruntime[import=torch,attention=standard]")
-
-
-def test_an_import_says_what_it_needs(open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    weights = open_family("llama", "float32")
-    with pytest.raises(Unsupported, match="needs onnxscript"):
-        registry.find("onnxruntime").build(
-            weights.config, SHAPES, Target("cpu", "float32", "any"), {"import": "torch"}
-        )
-
-
-def test_an_artefact_says_how_the_model_got_there(open_family: OpenFamily) -> None:
-    artefacts = [build(open_family("llama", "float32"), name) for name in WAYS]
-    assert [each.definition for each in artefacts] == ["common", "common", "imported"]
-    assert [each.provenance for each in artefacts] == [
-        "configured: attention=group-query",
-        "stock",
-        "stock",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "attention"),
-    [
-        ("cpu", "float32", "group-query"),
-        ("cuda:0", "bfloat16", "group-query"),
-        ("cuda:0", "float32", "standard"),
-    ],
-)
-def test_attention_is_what_the_device_has_kernels_for(device: str, dtype: str, attention: str) -> None:
-    target = Target(device, dtype, "any")
-    artefact = registry.find("onnxruntime").build(FAMILIES["llama"], SHAPES, target, {})
-    operators = {node.op_type for node in onnx.ModelProto.FromString(artefact.payload.decode).graph.node}
-    assert ("GroupQueryAttention" in operators) == (attention == "group-query")
-
-
-@pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
-def test_a_missing_package_is_a_reason_not_an_error(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    probe = registry.find("onnxruntime").probe()
-    assert probe.reason == f"{package} is not installed"
-    assert probe.install
-    assert not probe.devices
-
-
-def test_a_model_is_written_without_the_runtime() -> None:
-    code = "import sys, backends.onnxruntime.export; sys.exit('onnxruntime' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
-
-
-class FakeCuda:
-    """The copies of CUDA's runtime, on the host."""
-
-    cudaError_t = SimpleNamespace(cudaSuccess=0)
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1)
-
-    def cudaMemcpy2D(self, target: int, pitch: int, source: int, *rest: Any) -> tuple[int]:
-        source_pitch, width, rows, _ = rest
-        for row in range(rows):
-            ctypes.memmove(target + row * pitch, source + row * source_pitch, width)
-        return (0,)
-
-
-@pytest.mark.parametrize("length", [0, 3, 24])
-def test_memory_of_a_gpu_is_written_as_that_of_the_host(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    gpu = Gpu.__new__(Gpu)
-    gpu._cuda = FakeCuda()
-    shape, values = (2, 3, 24, 4), np.random.default_rng(0).random((2, 3, 24, 4), np.float32)
-    host = HostBuffer(shape, np.float32)
-    memory = HostBuffer(shape, np.float32)
-    monkeypatch.setattr(gpu, "allocate", lambda *_: memory.value)
-    buffer = GpuBuffer(shape, np.dtype(np.float32), gpu)
-    for each in (host, buffer):
-        each.write(values)
-        each.poison(length)
-    np.testing.assert_array_equal(memory.read(), host.read())
-    assert (memory.read()[:, :, length:] == POISON).all()

@@ -13,6 +13,7 @@ from backends import registry
 from backends.contract import Shapes, Target, Unsupported
 from models.checkpoint import Weights
 from tests.contract.child import threads_of
+from tests.contract.conftest import build_once
 
 jax = pytest.importorskip("jax")
 
@@ -27,7 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def load(weights: Weights, name: str = "xla") -> XlaEngine:
     backend, options = registry.parse(name)
     found = registry.find(backend)
-    artefact = found.build(weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
+    artefact = build_once(found, weights.config, SHAPES, Target("cpu", weights.dtype, "any"), options)
     engine = found.load(artefact, weights)
     assert isinstance(engine, XlaEngine)
     return engine

@@ -104,7 +104,8 @@ def test_first_run_installs_and_the_second_only_compares(copy: Copy) -> None:
 def test_test_command_lints_checks_types_and_tests(copy: Copy, script: str) -> None:
     done = copy.run(script)
     assert done.returncode == 0, done.stderr
-    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest"]
+    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    checks += ["-m pytest -n 2 --dist loadscope --no-loadscope-reorder"]
     assert copy.done == [copy.creation, copy.installation("dev"), *checks]
     copy.run("scripts/compare.sh")
     assert copy.done == ["-m workbench compare"], "what tests need contains what a comparison needs"

@@ -1,9 +1,17 @@
-"""Records for tests, made of as little as the test is about."""
+"""Records and tables of tracked rows for tests, made of as little as the test is about."""
 
 from typing import Any
 
 from workbench.record import ProcessRun, Record
 from workbench.statistics import summarise
+
+TRACK_TABLE = """
+[tool.workbench.track]
+backends = ["eager", "compile[mode=default]"]
+context = [32]
+prompt = 16
+device = "cpu"
+"""
 
 
 def record(backend: str = "eager", samples: tuple[float, ...] = (1.0, 1.0, 1.0), **changes: Any) -> Record:

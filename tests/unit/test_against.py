@@ -100,7 +100,6 @@ def test_verdicts_are_written_in_every_form(
     later = row(1.05, run="second", workbench="0+b")
 
     def measure(request: Request, select: Any) -> list[Record]:
-        assert request.again
         missing = entry(MISSING)
         missing.record = MISSING
         select([entry(later), missing])

@@ -13,6 +13,7 @@ import pytest
 from backends.contract import Probe
 from models.config import PRESETS
 from models.errors import UserError
+from tests.unit.builders import TRACK_TABLE
 from workbench import compare
 from workbench.contestants import Contestant
 from workbench.entries import Entry, blank_record
@@ -28,60 +29,9 @@ from workbench.tracking.track import read_request
 pytest.importorskip("pytest_benchmark", reason="install it: pip install 'workbench[track]'")
 pytest_plugins = ["pytester"]
 
-TABLE = """
-[tool.workbench.track]
-backends = ["eager", "compile[mode=default]"]
-context = [32]
-prompt = 16
-device = "cpu"
-"""
 SOURCE = Source("tiny", Path("tiny"), PRESETS["tiny"], "abc")
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("-p", "workbench.tracking.pytest_plugin", "-p", "no:cacheprovider", "--workbench")
-
-
-def read(folder: Path, text: str) -> Request:
-    path = folder / "pyproject.toml"
-    path.write_text(text)
-    return read_request(path)
-
-
-def test_table_becomes_a_request_with_seven_fresh_processes(tmp_path: Path) -> None:
-    request = read(tmp_path, TABLE)
-    assert request.backends == (("eager", {}), ("compile", {"mode": "default"}))
-    assert (request.prompts, request.contexts, request.batches) == ((16,), (32,), None)
-    assert (request.repeats, request.again, request.results) == (7, True, tmp_path / "results")
-    assert read(tmp_path, TABLE + 'model = "my"\nrepeats = 9').model == str(tmp_path / "my")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", ["has no [tool.workbench.track]"]),
-        ("[tool]\nworkbench = 3", ["has no [tool.workbench.track]"]),
-        ("[tool.workbench", ["cannot be read"]),
-        (TABLE + "batches = 1", ["no key 'batches'", "batch"]),
-        (TABLE + "batch = 0", ["batch = 0", "whole number above 0"]),
-        (TABLE + "batch = []", ["batch = []"]),
-        (TABLE + 'batch = "1"', ["batch = '1'"]),
-        (TABLE + "batch = true", ["batch = True"]),
-        (TABLE + "repeats = [1, 2]", ["repeats = [1, 2]"]),
-        (TABLE + "model = 1", ["model = 1", "a string"]),
-        ("[tool.workbench.track]\nbatch = 1", ["no backends", '["eager", "compile"]']),
-        ('[tool.workbench.track]\nbackends = "eager"', ["backends = 'eager'", "a list of names"]),
-        ('[tool.workbench.track]\nbackends = ["eager", "eager"]', ["eager twice"]),
-    ],
-)
-def test_a_bad_table_is_refused(tmp_path: Path, text: str, words: list[str]) -> None:
-    with pytest.raises(UserError) as refused:
-        read(tmp_path, text)
-    for word in words:
-        assert word in str(refused.value)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no .*pyproject\.toml"):
-        read_request(tmp_path / "pyproject.toml")
 
 
 class Harness:
@@ -119,7 +69,7 @@ def harness(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> Harne
     found = Harness()
     monkeypatch.setattr(track_session, "measure", found.measure)
     monkeypatch.setattr(track_session, "prepare", lambda *_: SOURCE)
-    (pytester.path / "pyproject.toml").write_text(TABLE)
+    (pytester.path / "pyproject.toml").write_text(TRACK_TABLE)
     return found
 
 
@@ -258,9 +208,9 @@ def apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callabl
 @pytest.mark.parametrize(
     ("table", "more", "words"),
     [
-        (TABLE + "batch = 0", [], ["batch = 0"]),
-        (TABLE + 'dtype = "int4"', [], ["--dtype int4"]),
-        (TABLE, ["-p", "no:benchmark"], ["pytest-benchmark", "pip install"]),
+        (TRACK_TABLE + "batch = 0", [], ["batch = 0"]),
+        (TRACK_TABLE + 'dtype = "int4"', [], ["--dtype int4"]),
+        (TRACK_TABLE, ["-p", "no:benchmark"], ["pytest-benchmark", "pip install"]),
     ],
 )
 def test_bad_tables_and_missing_parts_are_one_line(
@@ -279,7 +229,7 @@ def test_bad_tables_and_missing_parts_are_one_line(
 def test_a_folder_with_packages_of_the_same_names_is_one_line(
     pytester: pytest.Pytester, apart: Callable[..., pytest.RunResult]
 ) -> None:
-    (pytester.path / "pyproject.toml").write_text(TABLE)
+    (pytester.path / "pyproject.toml").write_text(TRACK_TABLE)
     (pytester.path / "models").mkdir()
     (pytester.path / "models" / "__init__.py").touch()
     expect_refusal(apart(*RUN), "models", str(pytester.path))

@@ -77,12 +77,9 @@ class Judge:
 
 
 def compare_against(request: Request, against: str, form: str) -> bool:
-    """Measure every row anew, judge it by its earlier one, print; returns whether none is worse than it was.
-
-    Every engine is built anew as well: a compiler's cache could hide the very change that is asked about.
-    """
+    """Measure, judge each row by its earlier one, print; returns whether none is worse than it was."""
     judge = Judge(against, request.results)
-    judged = [judge.judge(record) for record in measure(replace(request, again=True), judge.settle)]
+    judged = [judge.judge(record) for record in measure(request, judge.settle)]
     write(judged, judge.name, form)
     return not any(each.regressed for each in judged)
 

@@ -35,23 +35,23 @@ def calibrate(
     python: options.Python = [],  # noqa: B006
 ) -> None:
     """Measure what chance alone makes of rows on this machine: the noise floor that verdicts are held to."""
-    from workbench import request as requests
+    from workbench.request import read
     from workbench.tracking import calibrate as calibration
 
-    request = requests.Request(
-        backends=requests.read_backends(backends),
+    request = read(
+        backends=backends,
         model=model,
-        phases=requests.read_phases(phases),
-        batches=requests.read_integers("--batch", batch),
-        prompts=requests.read_integers("--prompt", prompt),
-        contexts=requests.read_integers("--context", context),
+        phases=phases,
+        batch=batch,
+        prompt=prompt,
+        context=context,
         steps=steps,
         dtype=dtype,
         device=device,
         repeats=repeats,
         again=again,
         results=results,
-        pythons=requests.read_pythons(python),
+        python=python,
     )
     if not calibration.calibrate(request, format is options.ListFormat.json):
         raise typer.Exit(options.FAILED)

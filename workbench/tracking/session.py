@@ -89,7 +89,9 @@ class TrackSession:
 
     def replay(self, name: str, readings: deque[float], benchmark: Any) -> None:
         """Let pytest-benchmark take a row's samples from its clock, one a round; raises RowFailed."""
-        record = self.records[name]
+        record = self.records.get(name)
+        if record is None:
+            raise RowFailed(f"{name}: its engine runs in another process, and rows by slope are not tracked")
         judged = self.judge.judge(record) if self.judge else None
         taken = [sample for process in samples(record) for sample in process]
         for sample in taken or [0.0]:

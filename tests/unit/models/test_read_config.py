@@ -143,7 +143,11 @@ def scaled(**changes: Any) -> dict[str, Any]:
         (llama(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
         ({"model_type": "gpt2"}, "gpt2"),
         ({}, "architecture null"),
-        (llama(quantization_config={"quant_method": "awq"}), "quantization_config"),
+        (llama(quantization_config={"quant_method": "awq", "bits": 4}), "(awq, 4 bits) is not supported yet"),
+        (llama(quantization_config={"quant_method": "awq", "w_bit": 4}), "quantization_config (awq, 4 bits)"),
+        (llama(quantization_config={"quant_method": "fp8"}), "quantization_config (fp8) is not"),
+        (llama(quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"}), "(modelopt, FP8)"),
+        (llama(quantization_config={}), "(of an unnamed kind)"),
         (llama(hidden_act="gelu"), 'hidden_act "gelu"'),
         (llama(attention_bias=True), "attention_bias"),
         (qwen3(attention_bias=True), "attention_bias"),
@@ -194,6 +198,12 @@ def test_damaged_json_is_one_line(content: bytes, tmp_path: Path) -> None:
 def test_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         read_config(tmp_path)
+
+
+def test_quantization_that_only_a_file_beside_tells_of_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"hf_quant_config\.json: quantization is not supported yet"):
+        read(tmp_path, llama())
 
 
 ANYTHING = st.recursive(

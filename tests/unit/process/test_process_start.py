@@ -14,11 +14,6 @@ from workbench import packages, process
 from workbench.job import ProbeJob
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-
-
 def script(folder, lines):
     """Write a shell script that is started in place of an interpreter."""
     path = folder / "python"

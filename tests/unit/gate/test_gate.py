@@ -1,108 +1,14 @@
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+"""What the gate says of an engine that is right, faulty, imprecise or absurd."""
+
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, ROWS, VOCAB, FakeEngine, shift_of
 from workbench import gate, judgement
-from workbench.checks import FORCED_STEPS
 from workbench.gate import verify
-from workbench.golden import Golden, is_whole, load_golden, save_golden
-from workbench.packages import ROOT
-
-VOCAB, HIDDEN, ROWS, BATCH = 400, 256, 4, 6
-PROMPTS, LENGTHS = (20, 40), (40, 17, 3)
-NOISE, SHIFT = 0.01, 0.2
-MUTANTS = ("newest key dropped", "one key too many")
-
-Answer = Callable[[str, int, int, int], np.ndarray | float]
-"""What an engine adds to golden logits of a row: (phase, length of the check, step, row) -> [V]."""
-
-
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    forced = {length + step for length in LENGTHS for step in range(FORCED_STEPS)}
-    positions = np.asarray(sorted(forced | {prompt - 1 for prompt in PROMPTS}))
-    return Golden(
-        dtype="bfloat16",
-        hidden_size=HIDDEN,
-        tokens=rng.integers(0, VOCAB, (ROWS, 40 + FORCED_STEPS)).astype(np.int32),
-        decoy=rng.integers(0, VOCAB, (1, 40)).astype(np.int32),
-        prompts=np.asarray(PROMPTS),
-        lengths=np.asarray(LENGTHS),
-        positions=positions,
-        logits=normal(ROWS, len(positions), VOCAB),
-        columns=np.arange(VOCAB),
-        mutants=np.asarray(MUTANTS),
-        prefill_shift=SHIFT * normal(len(MUTANTS), len(PROMPTS), ROWS, VOCAB),
-        decode_shift=SHIFT * normal(len(MUTANTS), len(LENGTHS), ROWS, FORCED_STEPS, VOCAB),
-        reference_error=np.full((ROWS, len(positions)), NOISE, np.float32),
-    )
-
-
-class FakeEngine:
-    """Answers golden logits plus rounding noise plus whatever a test adds."""
-
-    def __init__(
-        self, golden: Golden, answer: Answer = lambda *_: 0.0, noise: float = NOISE, batch: int = BATCH
-    ) -> None:
-        self.golden, self.answer, self.noise, self.batch = golden, answer, noise, batch
-        self.rng = np.random.default_rng(1)
-        self.phase, self.length, self.start = "prefill", 0, 0
-        self.calls: list[tuple[str, object]] = []
-
-    def stage(self, tokens: np.ndarray) -> None:
-        self.calls.append(("stage", tokens))
-        self.staged = tokens.shape[1]
-
-    def prefill(self) -> None:
-        self.phase, self.length, self.start = "prefill", self.staged, self.staged
-
-    def feed(self, tokens: np.ndarray) -> None:
-        self.calls.append(("feed", (self.length, tokens)))
-
-    def decode(self) -> None:
-        self.phase = "decode"
-        self.length += 1
-
-    def rewind(self, length: int) -> None:
-        self.calls.append(("rewind", length))
-        self.length = self.start = length
-
-    def poison(self, length: int) -> None:
-        self.calls.append(("poison", length))
-
-    def logits(self) -> np.ndarray:
-        golden = self.golden
-        at = int(np.searchsorted(golden.positions, self.length - 1))
-        rows = golden.logits[np.arange(self.batch) % ROWS, at]
-        step = self.length - 1 - self.start
-        added = [
-            self.answer(self.phase, self.start, step, row) + np.zeros(VOCAB) for row in range(self.batch)
-        ]
-        noise = self.noise * self.rng.standard_normal(rows.shape)
-        return (rows + noise + np.stack(added)).astype(np.float32)
-
-    def sync(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def shift_of(golden: Golden, mutant: int, phase: str, length: int, step: int, row: int) -> np.ndarray:
-    if phase == "prefill":
-        return golden.prefill_shift[mutant, PROMPTS.index(length), row % ROWS]
-    return golden.decode_shift[mutant, LENGTHS.index(length), row % ROWS, step]
+from workbench.golden import Golden
 
 
 def test_an_engine_with_torchs_rounding_passes(golden: Golden):
@@ -282,73 +188,3 @@ def test_rows_beyond_those_of_an_engine_change_no_judgement(golden: Golden, batc
 def test_a_golden_of_too_few_rows_is_a_mistake(golden: Golden):
     with pytest.raises(ValueError, match="of 2 rows cannot serve 3"):
         verify(FakeEngine(golden, batch=3), golden.first_rows(2), 3)
-
-
-def test_a_saved_golden_loads_as_it_was(golden: Golden, tmp_path: Path):
-    path = tmp_path / "new" / "golden.npz"
-    save_golden(golden, path)
-    loaded = load_golden(path)
-    assert verify(FakeEngine(loaded), loaded, BATCH) == verify(FakeEngine(golden), golden, BATCH)
-    assert (loaded.dtype, loaded.hidden_size) == ("bfloat16", HIDDEN)
-    assert np.array_equal(loaded.decode_shift, golden.decode_shift)
-    assert {each.name for each in path.parent.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
-
-
-def test_a_golden_that_cannot_be_written_leaves_the_old_one(
-    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    path = tmp_path / "golden.npz"
-    save_golden(golden, path)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="no space"):
-        save_golden(replace(golden, hidden_size=1), path)
-    assert load_golden(path).hidden_size == HIDDEN
-    assert {each.name for each in tmp_path.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
-
-
-def test_a_golden_is_on_disk_before_it_has_its_name(
-    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    path, synced = tmp_path / "golden.npz", []
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.fstat(number).st_size, path.exists())))
-    save_golden(golden, path)
-    assert synced == [(path.stat().st_size, False)]
-
-
-def test_what_a_killed_writer_left_is_written_over(golden: Golden, tmp_path: Path):
-    path = tmp_path / "new" / "golden.npz"
-    save_golden(golden, tmp_path / "source.npz")
-    write_and_die = (
-        "import os, sys; from pathlib import Path; import numpy; from workbench import golden\n"
-        "source, path = map(Path, sys.argv[1:])\n"
-        "numpy.savez = lambda file, **_: (file.write(b'half'), file.flush(), os._exit(7))\n"
-        "golden.save_golden(golden.load_golden(source), path)\n"
-    )
-    command = [sys.executable, "-c", write_and_die, str(tmp_path / "source.npz"), str(path)]
-    for _ in range(2):
-        assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 7
-        assert len([each for each in path.parent.iterdir() if not each.name.endswith(".lock")]) == 1
-        assert not is_whole(path)
-    save_golden(golden, path)
-    assert is_whole(path)
-    assert {each.name for each in path.parent.iterdir()} <= {"golden.npz", ".golden.npz.lock"}
-
-
-def test_a_golden_that_was_cut_or_lacks_a_member_is_not_whole(golden: Golden, tmp_path: Path):
-    path = tmp_path / "golden.npz"
-    assert not is_whole(path)
-    assert not is_whole(tmp_path)
-    save_golden(golden, path)
-    assert is_whole(path)
-    content = path.read_bytes()
-    for end in (0, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:end])
-        assert not is_whole(path)
-    path.write_bytes(bytes(len(content)))  # a file system that lost the data but kept the length
-    assert not is_whole(path)
-    np.savez(path, dtype="bfloat16", hidden_size=1)
-    assert not is_whole(path)
