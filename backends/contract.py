@@ -137,6 +137,17 @@ class Engine(Protocol):
         """Free the device's memory; the engine is not used again."""
 
 
+@runtime_checkable
+class Planner(Protocol):
+    """What an engine may have besides, where it plans on the host what it then runs on the device."""
+
+    def parts(self, phase: str) -> Mapping[str, float]:
+        """Time the parts of the staged prefill or of the next decode step, as `phase` says.
+
+        `plan_s`: seconds of one plan, until the device has it; `run_s`: seconds of what runs by it.
+        """
+
+
 class Backend(Protocol):
     """A compiler, a runtime or a library that can run the model."""
 

@@ -23,6 +23,8 @@ BUILTIN = {
     "xla": "backends.xla:Xla",
     "iree": "backends.iree:Iree",
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
+    "flashinfer": "backends.flashinfer:FlashInfer",
+    "handwritten": "backends.handwritten:Handwritten",
     "trtllm": "backends.trtllm:TensorRtLlm",
 }
 

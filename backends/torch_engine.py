@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backends.contract import Artefact
-from backends.torch_ops import Cache, DeviceDecode, Prefill, Rope, SlicedDecode
+from backends.torch_ops import Cache, Prefill, Rope, SlicedDecode, TorchOps
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.decoder import forward
@@ -43,9 +43,13 @@ class State:
         return [*self.weights.values(), *self.cache.keys, *self.cache.values, *buffers]
 
 
-def prefill_step(state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
+MakeOps = Callable[..., TorchOps]
+"""Makes the operations of one step from configuration, cache, rope, and its length or position."""
+
+
+def prefill_step(state: State, tokens: Tensor, attention: MakeOps = Prefill) -> tuple[Tensor, Tensor]:
     """Run tokens [B, T] from position 0; returns logits [B, V] and next token [B]."""
-    ops = Prefill(state.config, state.cache, state.rope, tokens.shape[1])
+    ops = attention(state.config, state.cache, state.rope, tokens.shape[1])
     return forward(ops, state.config, state.weights, tokens)
 
 
@@ -55,21 +59,21 @@ def sliced_step(state: State) -> tuple[Tensor, Tensor]:
     return forward(ops, state.config, state.weights, state.token[:, None])
 
 
-def device_step(state: State, attention: type[DeviceDecode]) -> tuple[Tensor, Tensor]:
+def device_step(state: State, attention: MakeOps) -> tuple[Tensor, Tensor]:
     """Run one token at the device's position; returns logits [B, V] and next token [B]."""
     ops = attention(state.config, state.cache, state.rope, state.position)
     return forward(ops, state.config, state.weights, state.token[:, None])
 
 
-def static_prefill(state: State, tokens: Tensor) -> None:
+def static_prefill(state: State, tokens: Tensor, attention: MakeOps = Prefill) -> None:
     """Prefill into the state's own buffers, where a program bound to their addresses goes on."""
-    logits, token = prefill_step(state, tokens)
+    logits, token = prefill_step(state, tokens, attention)
     state.logits.copy_(logits)
     state.token.copy_(token)
     state.position.fill_(tokens.shape[1])
 
 
-def static_decode(state: State, attention: type[DeviceDecode]) -> None:
+def static_decode(state: State, attention: MakeOps) -> None:
     """Decode into the state's own buffers and advance the position: one program, replayed for every step."""
     logits, token = device_step(state, attention)
     state.logits.copy_(logits)
@@ -127,7 +131,13 @@ class Steps:
 class TorchEngine:
     """One model with a static cache on a device of torch."""
 
-    def __init__(self, artefact: Artefact, weights: Weights, lower: Callable[[State], Steps]) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        weights: Weights,
+        lower: Callable[[State], Steps],
+        layout: type[Cache] = Cache,
+    ) -> None:
         config, shapes = artefact.config, artefact.shapes
         self.device = torch.device(artefact.target.device)
         dtype: torch.dtype = getattr(torch, artefact.target.dtype)
@@ -137,7 +147,7 @@ class TorchEngine:
             self.state = State(
                 config=config,
                 weights=weights.once(f"torch:{self.device}", lambda: place(weights, self.device)),
-                cache=Cache.allocate(config, shapes.batch, shapes.capacity, dtype, self.device),
+                cache=layout.allocate(config, shapes.batch, shapes.capacity, dtype, self.device),
                 rope=Rope.tabulate(config, shapes.capacity, self.device),
                 token=torch.zeros(shapes.batch, dtype=torch.int32, device=self.device),
                 logits=torch.zeros(shapes.batch, config.vocab_size, dtype=dtype, device=self.device),

@@ -21,7 +21,7 @@ from models.rope import rope_tables
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, [B, K, C, Dh] each, allocated once and written in place."""
+    """Keys and values of every layer, allocated once and written in place."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -29,14 +29,18 @@ class Cache:
     @classmethod
     def allocate(
         cls, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> "Cache":
+    ) -> Self:
+        """Allocate [B, K, C, Dh] for each layer's keys and values."""
+        return cls.zeros(config.layers, (batch, config.kv_heads, capacity, config.head_dim), dtype, device)
+
+    @classmethod
+    def zeros(cls, layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Self:
         """Allocate zeros: an additive mask hides what is finite only, and fresh memory may hold a NaN."""
-        shape = (batch, config.kv_heads, capacity, config.head_dim)
 
-        def layers() -> list[Tensor]:
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        def tensors() -> list[Tensor]:
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
 
-        return cls(layers(), layers())
+        return cls(tensors(), tensors())
 
     def poison(self, length: int) -> None:
         """Overwrite positions >= length."""

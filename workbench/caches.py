@@ -19,6 +19,7 @@ COMPILER_CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "TVM_CACHE_DIR": "tvm",
     "IREE_CACHE_DIR": "iree",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
     "TRTLLM_CACHE_DIR": "trtllm",
 }
 """The variables that tell compilers where their caches lie. A cold build starts with all of them empty."""

@@ -1,4 +1,4 @@
-"""What a worker looks into once its rows are verified and sent: the clock against CUDA events, then kernels.
+"""What a worker looks into once its rows are verified and sent: clock, parts, kernels.
 
 None of it can cost a row: the parent has the times already, and what goes wrong here is but a warning.
 """
@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from backends.contract import Engine
+from backends.contract import Engine, Planner
 from workbench import cupti
 from workbench.checks import workload_tokens
 from workbench.events import Events, classify
@@ -39,7 +39,7 @@ class Work:
 
 
 def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Events) -> None:
-    """Check the clock of each prefill and trace each row's kernels, where the engine and the job allow it."""
+    """Check each prefill's clock, time plans, trace kernels: where the engine and the job allow it."""
     batch, stream = job.group.shapes.batch, engine.stream()
     works = [
         position(engine, row, workload_tokens(vocab, batch, row.length, job.seed))
@@ -51,6 +51,10 @@ def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Even
             if work.row.phase == "prefill":
                 events.enter("trace", work.row.key)
                 events.finding(check_clock(work, engine, clock, stream))
+    if isinstance(engine, Planner):
+        for work in works:
+            events.enter("trace", work.row.key)
+            events.finding(time_parts(work, engine))
     if job.kernels and works:
         trace_all(works, engine, clock, events)
 
@@ -81,6 +85,16 @@ def check_clock(work: Work, engine: Engine, clock: Timer, stream: int) -> Findin
         return Finding(key, timer_check=check_timer(engine, clock, CudaEvents(stream), work.prompt))
     except Exception as error:
         return Finding(key, warnings=(f"the clock was not checked against CUDA events: {explain(error)}",))
+
+
+def time_parts(work: Work, planner: Planner) -> Finding:
+    """Time plan and run of the positioned work."""
+    key = work.row.key
+    try:
+        work.prepare()
+        return Finding(key, parts=dict(planner.parts(work.row.phase)))
+    except Exception as error:
+        return Finding(key, warnings=(f"its plan was not timed apart: {explain(error)}",))
 
 
 def trace_all(works: Sequence[Work], engine: Engine, clock: Timer, events: Events) -> None:

@@ -189,11 +189,13 @@ class RowResult:
     clocks: Json = field(default_factory=dict)
     """Filled in by the parent: what it saw of the device while the row was timed."""
     kernels: Json | None = None
-    """As `workbench.kernels` sums them up; filled in by the parent from a finding, like the next two."""
+    """As `workbench.kernels` sums them up; filled in by the parent from a finding, like the next three."""
     no_kernels: str | None = None
     """Why they could not be traced."""
     timer_check: Json | None = None
     """`events_s` and `drained_s`, samples of the same prefills by both clocks."""
+    parts: Json | None = None
+    """As `contract.Planner.parts` has them."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ class Finding:
     kernels: Json | None = None
     no_kernels: str | None = None
     timer_check: Json | None = None
+    parts: Json | None = None
     warnings: tuple[str, ...] = ()
 
     def added_to(self, result: RowResult) -> RowResult:
@@ -213,6 +216,7 @@ class Finding:
             kernels=self.kernels or result.kernels,
             no_kernels=self.no_kernels or result.no_kernels,
             timer_check=self.timer_check or result.timer_check,
+            parts=self.parts or result.parts,
             warnings=result.warnings + self.warnings,
         )
 

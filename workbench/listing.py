@@ -25,7 +25,7 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
     for name, probe in probes.items():
         table.add_row(
             name,
-            "yes" if probe.usable else f"no: {probe.reason}; {probe.install or ''}",
+            "yes" if probe.usable else "; ".join(filter(None, (f"no: {probe.reason}", probe.install))),
             ", ".join(probe.devices),
             ", ".join(probe.dtypes),
             ", ".join(f"{package} {version}" for package, version in probe.versions.items()),

@@ -4,7 +4,7 @@ SI units are in the field names; a number that could not exist is None. The hist
 1: first version.
 2: `fits`, `no_kernels`, and `timer_check` of a process; `kernels` may be there.
 3: `least_work`.
-4: `engine`.
+4: `engine`, `parts`.
 """
 
 import dataclasses
@@ -133,6 +133,9 @@ class Record:
     `wall_s` untraced, `shares` by origin, and `kernels` by name; see `workbench.kernels`."""
     no_kernels: str | None = None
     """Why they could not be traced; None too where nobody tried."""
+    parts: Json = field(default_factory=dict)
+    """Of an engine that plans: `plan_s` on the host and `run_s` on the device for one prefill or step,
+    measured apart; the processes' medians."""
     warnings: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -171,8 +171,14 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         limit_share=share,
         kernels=kernels,
         no_kernels=next((each.no_kernels for each in results if each.no_kernels), None),
+        parts=median_parts([each.parts for each in results if each.parts]),
         warnings=warnings + tuple(line for line in (complaint, *doubts(results, kernels)) if line),
     )
+
+
+def median_parts(parts: Sequence[Json]) -> Json:
+    """Return the median of each part over the processes."""
+    return {name: plain.median(each[name] for each in parts) for name in (parts[0] if parts else ())}
 
 
 def doubts(results: Sequence[RowResult], kernels: Json | None) -> tuple[str | None, str | None]:

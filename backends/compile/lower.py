@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends.compile import Plan
 from backends.torch_engine import (
+    MakeOps,
     Replay,
     State,
     Steps,
@@ -44,8 +45,11 @@ def lower_stock(state: State) -> Steps:
     return Steps(prefill, decode)
 
 
-def lower(state: State, plan: Plan) -> Steps:
-    """Compile the two steps on a static cache, each as one program or as that of a layer and two more."""
+def compile_steps(state: State, plan: Plan) -> tuple[Callable[..., None], Callable[[MakeOps], None]]:
+    """Compile prefill and decode on a static cache, each as one program or as that of a layer and two more.
+
+    Prefill takes tokens [B, T], and both what makes a step's operations, for prefill `Prefill` unless given.
+    """
     # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
     settings = dict(torch._inductor.list_mode_options(plan.mode)) if plan.mode else {}
@@ -54,10 +58,15 @@ def lower(state: State, plan: Plan) -> Steps:
     of_decode = {**settings, **plan.decode}
     mark_static(*state.tensors())  # or a CUDA graph would copy the weights in at every replay
     if plan.by_layer:
-        prefill, decode_by = layered_prefill(state, settings), layered_decode(state, of_decode)
-    else:
-        prefill = partial(program(static_prefill, settings), state)
-        decode_by = partial(program(static_decode, of_decode), state)
+        return layered_prefill(state, settings), layered_decode(state, of_decode)
+    return partial(program(static_prefill, settings), state), partial(
+        program(static_decode, of_decode), state
+    )
+
+
+def lower(state: State, plan: Plan) -> Steps:
+    """Compile the two steps, and replay each as a CUDA graph if so planned."""
+    prefill, decode_by = compile_steps(state, plan)
     decode = partial(decode_by, ATTENTION[plan.attention])
     if plan.replay:
         return replayed(state, prefill, decode)
@@ -75,22 +84,22 @@ def program(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[
     return compiled
 
 
-def layered_prefill(state: State, settings: dict[str, Any]) -> Callable[[Tensor], None]:
+def layered_prefill(state: State, settings: dict[str, Any]) -> Callable[..., None]:
     """Compile prefill by layers."""
     step = layered(state, begin_prefill, settings)
 
-    def prefill(tokens: Tensor) -> None:
-        step(tokens)
+    def prefill(tokens: Tensor, attention: MakeOps = Prefill) -> None:
+        step(tokens, attention)
         state.position.fill_(tokens.shape[1])
 
     return prefill
 
 
-def layered_decode(state: State, settings: dict[str, Any]) -> Callable[[type[DeviceDecode]], None]:
+def layered_decode(state: State, settings: dict[str, Any]) -> Callable[[MakeOps], None]:
     """Compile decode by layers."""
     step = layered(state, begin_decode, settings)
 
-    def decode(attention: type[DeviceDecode]) -> None:
+    def decode(attention: MakeOps) -> None:
         step(attention)
         state.position.add_(1)
 
@@ -125,13 +134,13 @@ def weights_of(state: State, layer: int) -> dict[str, Tensor]:
     }
 
 
-def begin_prefill(state: State, tokens: Tensor) -> Begun:
+def begin_prefill(state: State, tokens: Tensor, attention: MakeOps) -> Begun:
     """Begin a prefill of tokens [B, T]."""
-    ops = Prefill(state.config, state.cache, state.rope, tokens.shape[1])
+    ops = attention(state.config, state.cache, state.rope, tokens.shape[1])
     return begin(state, ops, tokens)
 
 
-def begin_decode(state: State, attention: type[DeviceDecode]) -> Begun:
+def begin_decode(state: State, attention: MakeOps) -> Begun:
     """Begin a decode step at the state's position."""
     ops = attention(state.config, state.cache, state.rope, state.position)
     return begin(state, ops, state.token[:, None])

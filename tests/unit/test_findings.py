@@ -23,6 +23,8 @@ def job(kernels: bool = True, rows: tuple[RowJob, ...] = ROWS) -> MeasureJob:
 class World:
     """An engine, its clock and the pipe in one: every call is written down, each step takes a second."""
 
+    parts: Any = None  # it plans nothing
+
     def __init__(self, stream: int | None = None) -> None:
         self.handle = stream
         self.time = 0.0
@@ -108,6 +110,27 @@ def test_host_times_of_all_rows_are_taken_before_cupti_attaches(world: World) ->
     assert before.count("decode") == PASSES * CHAIN
     assert "attach" not in before
     assert world.calls.count("attach") == 1
+
+
+def test_an_engine_that_plans_is_asked_for_its_parts_at_the_rows_position(world: World) -> None:
+    def parts(phase: str) -> dict[str, float]:
+        world.calls.append(f"parts {phase}")
+        return {"plan_s": 1e-5, "run_s": 2e-3}
+
+    world.parts = parts
+    found = run(world, job(kernels=False))
+    assert found == {key: Finding(key, parts={"plan_s": 1e-5, "run_s": 2e-3}) for key in ("p", "d")}
+    calls = [call for call in world.calls if not call.startswith("enter")]
+    assert calls == ["stage", "parts prefill", "stage", "prefill", "rewind 9", "feed", "parts decode"]
+
+
+def test_a_plan_that_cannot_be_timed_is_a_warning(world: World) -> None:
+    def parts(phase: str) -> dict[str, float]:
+        raise RuntimeError("no events")
+
+    world.parts = parts
+    found = run(world, job(kernels=False))
+    assert all("RuntimeError: no events" in finding.warnings[0] for finding in found.values())
 
 
 def test_a_job_that_asks_for_no_kernels_gets_none(world: World) -> None:

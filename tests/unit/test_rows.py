@@ -82,6 +82,12 @@ def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
     assert any("which serves part of it" in line for line in row.warnings)
 
 
+def test_parts_are_the_medians_of_the_processes_that_have_them() -> None:
+    found = [result(parts={"plan_s": plan, "run_s": 1.0}) for plan in (3.0, 1.0, 2.0)]
+    assert finish(BLANK, [*found, result()], evidence()).parts == {"plan_s": 2.0, "run_s": 1.0}
+    assert finish(BLANK, [result()], evidence()).parts == {}
+
+
 def test_one_failed_process_fails_the_row() -> None:
     results = [result(), RowResult("k", "crashed", "killed by SIGKILL in stage time")]
     row = finish(BLANK, results, evidence())

@@ -1,0 +1,86 @@
+"""FlashInfer: attention kernels on a cache of pages, with the rest of the model in torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from backends import compile as compiled
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.torch_probe import probe_torch
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+INSTALL = "pip install 'flashinfer-python==0.7.2.post1'"
+
+TOOLS = {"ninja": "pip install ninja", "nvcc": "install the CUDA toolkit, or set CUDA_HOME"}
+"""What it compiles with, and how to get that."""
+
+
+def missing_tool() -> str | None:
+    """Name what FlashInfer would not find, looking where it does."""
+    if shutil.which("ninja") is None:
+        return "ninja"
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return None if shutil.which("nvcc") or Path(home, "bin/nvcc").exists() else "nvcc"
+
+
+class FlashInfer:
+    """Attends by FlashInfer; norm, rope and gate are its own as well, or compiled."""
+
+    name = "flashinfer"
+    options: Mapping[str, Option] = {
+        "compile": Option("all but attention through torch.compile, settings as compile's"),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether torch, FlashInfer, its compiler and a GPU are there."""
+        probe = replace(probe_torch(), dtypes=("bfloat16", "float16"))
+        if not probe.usable:
+            return probe
+        found = "cuda" in probe.devices
+        probe = replace(probe, devices=())
+        try:
+            versions = {**probe.versions, "flashinfer": version("flashinfer-python")}
+        except PackageNotFoundError:
+            return replace(probe, reason="flashinfer is not installed", install=INSTALL)
+        if not found:
+            return replace(probe, reason="FlashInfer's kernels are for NVIDIA GPUs, and torch finds none")
+        missing = missing_tool()
+        if missing:
+            reason = f"FlashInfer compiles its kernels and finds no {missing}"
+            return replace(probe, reason=reason, install=TOOLS[missing])
+        return replace(probe, versions=versions, devices=("cuda",))
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Compile the kernels for the target; what torch.compile makes is compiled when it first runs."""
+        from backends.flashinfer.kernels import compile_kernels, prefill_kernel
+
+        if not target.device.startswith("cuda"):
+            raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
+        if target.dtype == "float32":
+            raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
+        compile_kernels(config, target)
+        plan = None
+        kernels = f"attention=fa2 paged decode, {prefill_kernel(target.architecture)} prefill"
+        if "compile" in options:
+            plan = compiled.Plan(kernels, None, compiled.TUNED_DECODE, replay=True, by_layer=True)
+        own = f"configured: {kernels}, rope, norm, gate, one CUDA graph a step"
+        return Artefact(
+            config, shapes, target, options, "common", plan.provenance if plan else own, payload=plan
+        )
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights; graphs are captured when they first run."""
+        from backends.flashinfer.kernels import set_target
+
+        set_target(artefact.target.architecture)
+        from backends.flashinfer.engine import FlashInferEngine
+
+        return FlashInferEngine(artefact, weights)

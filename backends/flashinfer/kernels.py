@@ -1,0 +1,50 @@
+"""Which of FlashInfer's kernels the engine runs, and how they are compiled before it does."""
+
+import os
+
+from backends.contract import Target, Unsupported
+from models.config import DecoderConfig
+
+HEADS = (64, 128, 256)
+"""Head sizes that its attention kernels are written for; a smaller head is padded with zeros."""
+
+
+def padded_head(config: DecoderConfig) -> int:
+    """Return the head size that the kernels see; raises Unsupported."""
+    for size in HEADS:
+        if config.head_dim <= size:
+            return size
+    raise Unsupported(f"FlashInfer has no attention kernel for heads of {config.head_dim} elements")
+
+
+def prefill_kernel(architecture: str) -> str:
+    """Name the generation of the prefill kernel: FA3 is written for Hopper alone."""
+    return "fa3" if architecture == "sm_90" else "fa2"
+
+
+def set_target(architecture: str) -> None:
+    """Tell FlashInfer, before it is imported, what to compile for; its cache lies under that name too."""
+    major, minor = divmod(int(architecture.removeprefix("sm_")), 10)
+    os.environ["FLASHINFER_CUDA_ARCH_LIST"] = f"{major}.{minor}"
+    os.environ["FLASHINFER_USE_CUDA_NORM"] = "1"  # the other norm is compiled at its first call
+
+
+def compile_kernels(config: DecoderConfig, target: Target) -> None:
+    """Compile every kernel for the target, side by side, into FlashInfer's cache; what is there is kept."""
+    set_target(target.architecture)
+    import torch
+    from flashinfer.jit import build_jit_specs
+    from flashinfer.jit.activation import gen_act_and_mul_module
+    from flashinfer.jit.attention import modules
+    from flashinfer.jit.norm import gen_norm_module
+    from flashinfer.jit.rope import gen_rope_module
+
+    dtype, index = getattr(torch, target.dtype), torch.int32
+    head = padded_head(config)
+    # No position encoding, sliding window, soft cap or half-precision reduction.
+    attention = (dtype, dtype, dtype, index, head, head, 0, False, False, False)
+    specs = [gen_norm_module(), gen_rope_module(), gen_act_and_mul_module("silu")]
+    specs.append(modules._gen_batch_prefill_primary_module("fa2", *attention))
+    if prefill_kernel(target.architecture) == "fa3":
+        specs.append(modules.gen_batch_prefill_module("fa3", *attention))
+    build_jit_specs(specs)

@@ -1,0 +1,192 @@
+"""FlashInfer's planning, pages and operations, on a CPU with a stand-in for the library.
+
+The contract suite runs the library itself where there is a GPU.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import compile as compiled
+from backends import registry
+from backends.contract import POISON, Artefact, Probe, Shapes, Target, Unsupported
+from backends.flashinfer.kernels import padded_head, prefill_kernel, set_target
+from models.checkpoint import Weights
+from tests.contract.reference import FAMILIES, LLAMA, reference_logits
+
+torch = pytest.importorskip("torch")
+
+from tests.contract import stand_in_flashinfer  # noqa: E402 (torch may be missing)
+
+SHAPES = Shapes(batch=2, prompts=(4, 20), capacity=40)
+TOKENS = np.random.default_rng(8).integers(0, 160, (2, 40), dtype=np.int32)
+OpenFamily = Callable[[str, str], Weights]
+
+
+@pytest.fixture
+def engine_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Return a function that loads the engine, each graph replaced by the step it is captured from."""
+    for name in own_modules():  # they may have met the library itself
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "flashinfer", stand_in_flashinfer)
+    event = SimpleNamespace(synchronize=lambda: None, record=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    attention = importlib.import_module("backends.flashinfer.attention")
+    engine = importlib.import_module("backends.flashinfer.engine")
+
+    def host(self: object, *values: int) -> Any:
+        return torch.tensor(values, dtype=torch.int32)
+
+    monkeypatch.setattr(attention.Planned, "host", host)
+    monkeypatch.setattr(engine, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(engine, "Replay", lambda state, step, pool: step)
+
+    def make(weights: Weights, plan: object = None) -> Any:
+        target = Target("cpu", weights.dtype, "sm_90")
+        artefact = Artefact(weights.config, SHAPES, target, {}, "common", "stock", payload=plan)
+        return engine.FlashInferEngine(artefact, weights)
+
+    yield make
+    for name in own_modules():
+        del sys.modules[name]
+
+
+def own_modules() -> list[str]:
+    return [name for name in sys.modules if name.startswith("backends.flashinfer.")]
+
+
+def check(engine: Any, weights: Weights) -> None:
+    expected = reference_logits(weights, TOKENS)
+
+    def error(position: int) -> float:
+        wanted = expected[:, position]
+        return float(np.sqrt(np.mean((engine.logits() - wanted) ** 2) / np.mean(wanted**2)))
+
+    for length in (20, 4):
+        engine.poison(0)
+        engine.stage(TOKENS[:, :length])
+        engine.prefill()
+        assert error(length - 1) < 1e-5
+    for start in (4, 0, 17, 4):
+        engine.rewind(start)
+        engine.poison(start)
+        for position in range(start, 38):
+            engine.feed(TOKENS[:, position])
+            engine.decode()
+            assert error(position) < 1e-5, (start, position)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_prefill_and_decode_equal_the_reference(
+    engine_of: Callable[..., Any], open_family: OpenFamily, family: str
+) -> None:
+    weights = open_family(family, "float32")
+    engine = engine_of(weights)
+    check(engine, weights)
+    engine.close()
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_compiled_steps_equal_the_reference(
+    engine_of: Callable[..., Any], open_family: OpenFamily, by_layer: bool
+) -> None:
+    reason = registry.find("compile").probe().reason
+    if reason:
+        pytest.skip(reason)
+    weights = open_family("llama", "float32")
+    engine = engine_of(weights, compiled.Plan("flashinfer", None, {}, replay=True, by_layer=by_layer))
+    check(engine, weights)
+    engine.close()
+
+
+def test_a_plan_is_made_for_each_prompt_and_each_page(
+    engine_of: Callable[..., Any], open_family: OpenFamily
+) -> None:
+    engine = engine_of(open_family("llama", "float32"))
+    prompt, pages = engine.ragged[4].wrapper, engine.paged.wrapper
+    for times in (1, 2):
+        engine.stage(TOKENS[:, :4])
+        engine.prefill()
+        assert (prompt.plans, pages.plans) == (times, 0)
+    for position, plans in ((4, 1), (14, 1), (15, 1), (16, 2), (31, 2), (32, 3), (31, 4), (4, 5)):
+        engine.rewind(position)
+        engine.decode()
+        assert pages.plans == plans, position
+    engine.close()
+
+
+def test_heads_are_padded_in_the_cache_and_poison_covers_whole_pages(
+    engine_of: Callable[..., Any], open_family: OpenFamily
+) -> None:
+    engine = engine_of(open_family("llama", "float32"))
+    keys = engine.state.cache.keys[1]
+    assert keys.shape == (2, 3, 16, 2, 64)  # [B, P, PAGE, K, W]
+    engine.stage(TOKENS[:, :20])
+    engine.prefill()
+    engine.poison(18)
+    by_position = keys.flatten(1, 2)
+    assert by_position[:, :18, :, :16].abs().min() > 0
+    assert not by_position[:, :18, :, 16:].any()
+    assert (by_position[:, 18:] == POISON).all()
+    engine.close()
+
+
+def test_what_it_cannot_do_is_unsupported() -> None:
+    backend = registry.find("flashinfer")
+    with pytest.raises(Unsupported, match="NVIDIA GPUs"):
+        backend.build(LLAMA, SHAPES, Target("cpu", "bfloat16", "any"), {})
+    with pytest.raises(Unsupported, match="float32"):
+        backend.build(LLAMA, SHAPES, Target("cuda:0", "float32", "sm_90"), {})
+    with pytest.raises(Unsupported, match="heads of 320"):
+        padded_head(replace(LLAMA, head_dim=320))
+
+
+def test_the_prefill_kernel_is_the_newest_for_the_target() -> None:
+    assert [prefill_kernel(f"sm_{number}") for number in (80, 90, 100)] == ["fa2", "fa3", "fa2"]
+
+
+@pytest.mark.parametrize(("architecture", "listed"), [("sm_80", "8.0"), ("sm_90", "9.0"), ("sm_103", "10.3")])
+def test_the_target_is_named_before_the_library_is_imported(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, listed: str
+) -> None:
+    for name in ("FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_USE_CUDA_NORM"):
+        monkeypatch.setenv(name, "")
+    set_target(architecture)
+    assert os.environ["FLASHINFER_CUDA_ARCH_LIST"] == listed
+
+
+def test_probe_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = registry.find("flashinfer")
+    module = importlib.import_module("backends.flashinfer")
+    monkeypatch.setattr(module, "version", lambda name: "0.7.2.post1")
+    monkeypatch.setattr(module, "probe_torch", lambda: Probe(devices=("cpu",)))
+    assert "NVIDIA GPUs" in (backend.probe().reason or "")
+    monkeypatch.setattr(module, "probe_torch", lambda: Probe(devices=("cpu", "cuda")))
+    monkeypatch.setattr(module.shutil, "which", lambda tool: None)
+    assert "ninja" in (backend.probe().reason or "")
+    monkeypatch.setattr(module.shutil, "which", lambda tool: tool)
+    probe = backend.probe()
+    assert probe.usable
+    assert probe.devices == ("cuda",)
+    assert probe.versions["flashinfer"] == "0.7.2.post1"
+
+
+def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("backends.flashinfer")
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "version", missing)
+    probe = registry.find("flashinfer").probe()
+    assert "flashinfer" in (probe.reason or "")
+    assert "flashinfer-python" in (probe.install or "")
