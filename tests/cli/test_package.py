@@ -29,7 +29,8 @@ JUNK = (
     "workbench/__pycache__/left.cpython-311.pyc",
 )
 EXTRAS = {"eager", "compile", "xla", "xla-cuda", "tvm", "iree", "onnxruntime", "onnxruntime-cuda"}
-EXTRAS |= {"flashinfer", "trtllm", "kernels", "import", "report", "parquet", "track", "build", "cpu", "dev"}
+EXTRAS |= {"flashinfer", "handwritten", "trtllm", "kernels", "import", "report", "parquet", "track", "build"}
+EXTRAS |= {"cpu", "dev"}
 COMMANDS = (("backends",), ("compare", "--dry-run", "--backends", "null"), ("--help",))
 
 
