@@ -61,7 +61,8 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_case(tmp_path_factory.mktemp("tiny") / "model", "tiny", request.param, TINY_SHAPES)
 
 
-@pytest.fixture(scope="module", params=RIGHT, ids="-".join)
+# In float32 full width takes a CPU minutes and shows what the tiny size does.
+@pytest.fixture(scope="module", params=[ways for ways in RIGHT if ways != ("cpu", "float32")], ids="-".join)
 def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     with pytest.MonkeyPatch.context() as patch:
         # As wide as the model but for the words: its head would be two thirds of every step.
@@ -113,7 +114,7 @@ def assert_right(verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("ways", RIGHT, ids="-".join)
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_right_engines_pass_at_tiny_size(tmp_path: Path, ways: tuple[str, str], seed: int):
     case = make_case(tmp_path / "model", "tiny", ways, replace(TINY_SHAPES, batch=1 + seed % 3), seed=seed)
     assert_right(check(load_right(case), case))
