@@ -48,7 +48,7 @@ class Keeper:
         architecture = "sm_75" if fault == "wrong-gpu" else target.architecture
         code = b"// CUDA source" if fault == "source" else elf_header(architecture)
         untuned = target.card is not None
-        return Artefact(config, shapes, target, options, "own", "stock", code, untuned)
+        return Artefact(config, shapes, target, options, "own", "stock", code, untuned=untuned)
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         if artefact.options.get("fault") == "disk":
