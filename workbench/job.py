@@ -124,8 +124,8 @@ class CompilersJob:
 
 
 @dataclass(frozen=True)
-class BuildJob:
-    """Build an artefact and save it; the result has `definition`, `provenance`, `untuned` and `build_s`."""
+class WorkJob:
+    """What a backend does ahead of any run, for a target."""
 
     backend: str
     options: dict[str, str]
@@ -133,20 +133,22 @@ class BuildJob:
     shapes: Shapes
     target: Target
     folder: str
-    """Empty; the artefact's files are written there."""
+    """Where the files go."""
+
+
+@dataclass(frozen=True)
+class BuildJob(WorkJob):
+    """Build an artefact and save it into an empty folder; the result has `definition`, `provenance`,
+    `untuned` and `build_s`.
+    """
+
     kind: str = "build"
 
 
 @dataclass(frozen=True)
-class TuneJob:
+class TuneJob(WorkJob):
     """Let a backend time what there is to choose on the device, and write the choices into a folder."""
 
-    backend: str
-    options: dict[str, str]
-    config: DecoderConfig
-    shapes: Shapes
-    target: Target
-    folder: str
     kind: str = "tune"
 
 
