@@ -23,6 +23,7 @@ BUILTIN = {
     "xla": "backends.xla:Xla",
     "iree": "backends.iree:Iree",
     "onnxruntime": "backends.onnxruntime:OnnxRuntime",
+    "tvm": "backends.tvm:Tvm",
 }
 
 ENTRY_POINTS = "workbench.backends"

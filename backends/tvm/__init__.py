@@ -1,0 +1,110 @@
+"""TVM: the definition is emitted as Relax, and compiled with TIR schedules ahead of time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from models.checkpoint import Weights
+from models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from backends.tvm.engine import Program
+
+INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
+PACKAGES = ("apache-tvm", "apache-tvm-ffi")
+SOURCES = ("definition", "torch")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the model is lowered and compiled."""
+
+    stock: bool
+    """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
+    imported: bool
+    """Whether a torch.export graph is compiled instead of the definition."""
+    provenance: str
+
+
+def choose(options: Mapping[str, str], target: Target) -> Plan:
+    """Settle what the options leave open; raises Unsupported for what the device has not."""
+    if "stock" in options and len(options) > 1:
+        raise Unsupported("tvm[stock] has no settings: leave out the other options")
+    stock = "stock" in options
+    imported = options.get("import") == "torch"
+    return Plan(stock, imported, "stock" if stock else "patched: TODO")
+
+
+class Tvm:
+    """Compiles one function for each prompt length and one for every decode step."""
+
+    name = "tvm"
+    options: Mapping[str, Option] = {
+        "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
+    }
+
+    def probe(self) -> Probe:
+        """Tell whether TVM is there, and for which devices."""
+        try:
+            prepare()
+            import tvm
+
+            on_gpu = tvm.cuda(0).exist
+        except ModuleNotFoundError as error:
+            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
+        except Exception as error:  # a half-installed package fails in many ways
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Probe(reason=f"tvm cannot be used: {cause}", install=INSTALL)
+        versions = {name: version(name) for name in PACKAGES}
+        devices = ("cpu", "cuda") if on_gpu else ("cpu",)
+        return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Compile everything, here or for a GPU elsewhere; raises Unsupported in the compiler's words."""
+        prepare()
+        plan = choose(options, target)
+        program = compile_program(config, shapes, target, plan)
+        definition = "imported" if plan.imported else "common"
+        return Artefact(config, shapes, target, options, definition, plan.provenance, payload=program)
+
+    def load(self, artefact: Artefact, weights: Weights) -> Engine:
+        """Place the weights and allocate the state."""
+        prepare()
+        from backends.tvm.engine import TvmEngine
+
+        return TvmEngine(artefact, weights)
+
+
+def prepare() -> None:
+    """Set what TVM reads when it starts: as many threads as the process is given, or has processors."""
+    given = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+    os.environ.setdefault("TVM_NUM_THREADS", given)
+
+
+def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
+    """Lower the model and compile it; raises Unsupported."""
+    from backends.tvm.compiler import compile_module, kept_or
+    from backends.tvm.engine import Interface, Program
+    from backends.tvm.lowering import lower_definition, state_layout
+    from backends.tvm.ops import Decode, Prefill
+    from backends.tvm.targets import name_target
+    from models.rope import rope_tables
+
+    named = name_target(target, plan.stock)
+
+    def compile_it() -> bytes:
+        module = lower_definition(config, shapes, target.dtype, Prefill, Decode)
+        return compile_module(module, named, "default")
+
+    parts: dict[str, Any] = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype}
+    library = kept_or({**parts, "plan": plan}, compile_it)
+    interface = Interface(rope_tables(config, shapes.capacity), in_place=True)
+    state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
+    return Program(interface, library, state)
