@@ -13,8 +13,6 @@ from typing import Any
 import tvm
 from tvm.target import Target as TvmTarget
 
-from backends.contract import Unsupported
-
 CACHE = "TVM_CACHE_DIR"
 """Names the folder that libraries are kept in; without it every build compiles. TVM has no cache."""
 
@@ -39,14 +37,10 @@ def kept_or(parts: Mapping[str, Any], compile_library: Callable[[], bytes]) -> b
 
 
 def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
-    """Compile a Relax module to a shared library; raises Unsupported with TVM's first words."""
-    try:
-        with target, tvm.transform.PassContext(opt_level=3):
-            executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "model.so"
-            executable.export_library(str(path))
-            return path.read_bytes()
-    except (tvm.error.TVMError, RuntimeError, ValueError, TypeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise Unsupported(f"TVM refuses it: {lines[0][:300] if lines else type(error).__name__}") from error
+    """Compile a Relax module to a shared library."""
+    with target, tvm.transform.PassContext(opt_level=3):
+        executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.so"
+        executable.export_library(str(path))
+        return path.read_bytes()

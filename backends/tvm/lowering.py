@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from backends.contract import POISON, Shapes
 from backends.tvm.ops import RelaxOps, call_inplace, sizes, spoil_cache
 from models.config import DecoderConfig
 from models.decoder import forward
-from models.layout import fused_layout
+from models.layout import NUMPY_DTYPES, fused_layout
 
 STATE = ("logits", "token", "position")
 """The first of the buffers that every function returns; keys and values of each layer follow."""
@@ -70,8 +71,9 @@ def add_poison(builder: Any, config: DecoderConfig, shapes: Shapes, dtype: str) 
     cache = describe_state(config, shapes, dtype)[len(STATE) :]
     with builder.function("poison", [length, *cache]):
         with builder.dataflow():
-            function = spoil_cache(sizes(cache[0]), dtype, POISON)
-            spoilt = [call_inplace(builder, function, [each, length], [0])[0] for each in cache]
+            function = spoil_cache(sizes(cache[0]), dtype)
+            row = relax.const(np.full(config.head_dim, POISON, NUMPY_DTYPES[dtype]), dtype)
+            spoilt = [call_inplace(builder, function, [each, length, row], [0])[0] for each in cache]
             output = builder.emit_output(relax.Tuple(spoilt))
         builder.emit_func_output(output)
 

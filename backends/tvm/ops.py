@@ -7,6 +7,7 @@ size, C capacity.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,16 @@ class RelaxOps:
         return self.emit(op.take(table, tokens, axis=0, mode="clip"))
 
     def product(self, x: Var, weight: Var) -> Var:
-        """Multiply x [..., I] by weight [O, I] transposed, in float32."""
-        return self.emit(op.matmul(x, self.emit(op.permute_dims(weight)), out_dtype="float32"))
+        """Multiply x [..., I] by weight [O, I] transposed; returns a matrix [-1, O] in float32."""
+        *rows, width = sizes(x)
+        matrix = self.emit(op.reshape(x, (prod(rows), width)))
+        return self.emit(op.matmul(matrix, self.emit(op.permute_dims(weight)), out_dtype="float32"))
 
     def linear(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
         """Multiply x [B, T, I] by weight [O, I] transposed, add bias [O]; one rounding."""
         wide = self.product(x, weight)
-        return self.narrow(wide if bias is None else self.emit(op.add(wide, self.widen(bias))))
+        out = self.narrow(wide if bias is None else self.emit(op.add(wide, self.widen(bias))))
+        return self.emit(op.reshape(out, (*sizes(x)[:2], -1)))
 
     def norm(self, x: Var, weight: Var) -> Var:
         """Norm x over its last dimension and scale it, in float32, rounded once."""
@@ -244,20 +248,20 @@ def write_cache(new_shape: Sequence[int], cached_shape: Sequence[int], dtype: st
     return write_cache
 
 
-def spoil_cache(shape: Sequence[int], dtype: str, value: float) -> Any:
-    """Make what writes a value to cached [B, K, C, Dh] from a position int64 [1] on."""
+def spoil_cache(shape: Sequence[int], dtype: str) -> Any:
+    """Make what writes a row [Dh] to cached [B, K, C, Dh] from a position int64 [1] on."""
     batch, heads, capacity, width = shape
 
     @T.prim_func(s_tir=True)
-    def spoil_cache(cached_: T.handle, length_: T.handle) -> None:
+    def spoil_cache(cached_: T.handle, length_: T.handle, row_: T.handle) -> None:
         cached = T.match_buffer(cached_, shape, dtype)
         length = T.match_buffer(length_, (1,), "int64")
+        row = T.match_buffer(row_, (width,), dtype)
         for b, h, c, d in T.grid(batch, heads, capacity, width):
             with T.sblock("spoil"):
                 vb, vh, vc, vd = T.axis.remap("SSSS", [b, h, c, d])
-                cached[vb, vh, vc, vd] = T.if_then_else(
-                    T.Cast("int64", vc) >= length[0], T.Cast(dtype, value), cached[vb, vh, vc, vd]
-                )
+                if T.Cast("int64", vc) >= length[0]:
+                    cached[vb, vh, vc, vd] = row[vd]
 
     return spoil_cache
 
