@@ -95,17 +95,17 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     from backends.tvm.lowering import lower_definition, state_layout
     from backends.tvm.ops import Decode, Prefill
     from backends.tvm.pipeline import build_pipeline
-    from backends.tvm.tuned_ops import CpuOps
+    from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill
     from backends.tvm.targets import name_target
     from models.rope import rope_tables
 
     named = name_target(target, plan.stock)
 
+    phases = (Prefill, Decode) if plan.stock else (CpuOps, CpuOps) if target.device == "cpu" else (GpuPrefill, GpuDecode)
+
     def compile_it() -> bytes:
-        if not plan.stock:
-            return compile_module(lower_definition(config, shapes, target.dtype, CpuOps, CpuOps), named, build_pipeline())
-        module = lower_definition(config, shapes, target.dtype, Prefill, Decode)
-        return compile_module(module, named, "default")
+        module = lower_definition(config, shapes, target.dtype, *phases)
+        return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
 
     parts: dict[str, Any] = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype}
     library = kept_or({**parts, "plan": plan}, compile_it)

@@ -20,6 +20,11 @@ SHORTEST = 64
 """Positions of the capacity to a split, at least."""
 
 
+def fits(width: int) -> bool:
+    """Tell whether `attend` can be made for this head size."""
+    return width in (16, 32, 64, 128, 256)
+
+
 def count_splits(batch: int, cached_shape: tuple[int, ...]) -> int:
     """Choose into how many parts the cache of each key/value head is split."""
     _, kv_heads, capacity, _ = cached_shape

@@ -17,8 +17,8 @@ LOWEST = -3.0e38
 FULL = 0xFFFFFFFF  # every lane of a warp
 
 
-def add_rms_norm(rows: int, width: int, dtype: str, eps: float) -> Any:
-    """Make what adds x and residual [rows, D] in the dtype, and norms and scales the sum by weight [D]."""
+def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) -> Any:
+    """Make what adds x and, where asked to, residual [rows, D]; and norms and scales the sum by weight [D]."""
     vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
     warps = min(32, max(1, width // vector // 32))
     turns = -(-width // (warps * 32 * vector))
@@ -48,7 +48,9 @@ def add_rms_norm(rows: int, width: int, dtype: str, eps: float) -> Any:
                             start: T.let[T.int32] = ((turn * warps + warp) * 32 + lane) * vector
                             if start < width:
                                 for i in T.vectorized(vector):
-                                    added[turn, i] = x[row, start + i] + residual[row, start + i]
+                                    added[turn, i] = (
+                                        x[row, start + i] + residual[row, start + i] if added_to else x[row, start + i]
+                                    )
                                 for i in T.vectorized(vector):
                                     total[row, start + i] = added[turn, i]
                                 for i in T.unroll(vector):

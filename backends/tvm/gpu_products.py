@@ -24,25 +24,25 @@ def fits(rows: int, columns: int, width: int, dtype: str) -> bool:
 
 
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
-    """Make x [M, K] times weight [N, K] transposed, plus a bias [N] if any; returns [M, N] in the dtype."""
+    """Make x [M, K] times weight [N, K] transposed, plus bias [N], or else [1] that is not read; gives [M, N]."""
     steps = width // CHUNK
     warps = next(each for each in (8, 4, 2, 1) if steps % each == 0)
     ahead = next(each for each in (4, 2, 1) if steps // warps % each == 0)
     groups = (rows + 7) // 8
     kind = MMA_TYPES[dtype]
 
-    @T.prim_func(s_tir=True, private=True)
+    @T.prim_func(s_tir=True)
     def skinny_product(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         x = T.match_buffer(x_, (rows, width), dtype)
         weight = T.match_buffer(weight_, (columns, width), dtype)
-        bias = T.match_buffer(bias_, (columns,), dtype)
+        bias = T.match_buffer(bias_, (columns if biased else 1,), dtype)
         out = T.match_buffer(out_, (rows, columns), dtype)
         for block in T.thread_binding(columns // TILE, thread="blockIdx.x"):
             for warp in T.thread_binding(warps, thread="threadIdx.y"):
                 for lane in T.thread_binding(32, thread="threadIdx.x"):
                     with T.sblock("product"):
-                        T.reads(x[0:rows, 0:width], weight[0:columns, 0:width], bias[0:columns])
+                        T.reads(x[0:rows, 0:width], weight[0:columns, 0:width])
                         T.writes(out[0:rows, 0:columns])
                         high = T.sblock_alloc_buffer((ahead, 16), dtype, scope="local")
                         low = T.sblock_alloc_buffer((ahead, 16), dtype, scope="local")

@@ -41,21 +41,21 @@ def fits(columns: int, width: int, dtype: str) -> bool:
 
 
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
-    """Make x [M, K] times weight [N, K] transposed, plus a bias [N] if any; returns [M, N] in the dtype."""
+    """Make x [M, K] times weight [N, K] transposed, plus bias [N], or else [1] that is not read; gives [M, N]."""
     kind, slices = MMA_TYPES[dtype], width // CHUNK
 
-    @T.prim_func(s_tir=True, private=True)
+    @T.prim_func(s_tir=True)
     def tensor_core_product(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
         T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
         x = T.match_buffer(x_, (rows, width), dtype)
         weight = T.match_buffer(weight_, (columns, width), dtype)
-        bias = T.match_buffer(bias_, (columns,), dtype)
+        bias = T.match_buffer(bias_, (columns if biased else 1,), dtype)
         out = T.match_buffer(out_, (rows, columns), dtype)
         for across in T.thread_binding((rows + ROWS - 1) // ROWS, thread="blockIdx.x"):
             for down in T.thread_binding((columns + COLUMNS - 1) // COLUMNS, thread="blockIdx.y"):
                 for thread in T.thread_binding(THREADS, thread="threadIdx.x"):
                     with T.sblock("tile"):
-                        T.reads(x[0:rows, 0:width], weight[0:columns, 0:width], bias[0:columns])
+                        T.reads(x[0:rows, 0:width], weight[0:columns, 0:width])
                         T.writes(out[0:rows, 0:columns])
                         # Rows of x, then those of the weight: the pass that merges buffers of shared memory
                         # sees no use of one whose address alone is taken.

@@ -38,7 +38,7 @@ class RelaxOps:
         self.builder, self.config = builder, config
         self.keys, self.values = list(keys), list(values)
         self.rope, self.position = rope, position
-        self.dtype: str = keys[0].ty.dtype
+        self.dtype = str(keys[0].ty.dtype)
 
     def emit(self, expression: Any) -> Var:
         """Bind an expression."""
@@ -49,33 +49,28 @@ class RelaxOps:
         name = add_function(self.builder, function)
         return self.emit(relax.call_tir(name, list(inputs), relax.TensorType(shape, dtype or self.dtype)))
 
-    def call_inplace(self, function: Any, inputs: Sequence[Var], written: Sequence[int]) -> list[Var]:
-        """Call a TIR function that writes some of its arguments where they lie; returns those."""
-        return call_inplace(self.builder, function, inputs, written)
-
     def widen(self, x: Var) -> Var:
         """Cast to float32."""
-        return x if x.ty.dtype == "float32" else self.emit(op.astype(x, "float32"))
+        return x if str(x.ty.dtype) == "float32" else self.emit(op.astype(x, "float32"))
 
     def narrow(self, x: Var) -> Var:
         """Round to the stored dtype."""
-        return x if x.ty.dtype == self.dtype else self.emit(op.astype(x, self.dtype))
+        return x if str(x.ty.dtype) == self.dtype else self.emit(op.astype(x, self.dtype))
 
     def embed(self, tokens: Var, table: Var) -> Var:
         """Look up tokens [B, T] in table [V, D]."""
         return self.emit(op.take(table, tokens, axis=0, mode="clip"))
 
-    def product(self, x: Var, weight: Var) -> Var:
-        """Multiply x [..., I] by weight [O, I] transposed; returns a matrix [-1, O] in float32."""
-        *rows, width = sizes(x)
-        matrix = self.emit(op.reshape(x, (prod(rows), width)))
-        return self.emit(op.matmul(matrix, self.emit(op.permute_dims(weight)), out_dtype="float32"))
-
     def linear(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
         """Multiply x [B, T, I] by weight [O, I] transposed, add bias [O]; one rounding."""
-        wide = self.product(x, weight)
-        out = self.narrow(wide if bias is None else self.emit(op.add(wide, self.widen(bias))))
-        return self.emit(op.reshape(out, (*sizes(x)[:2], -1)))
+        batch, length, width = sizes(x)
+        rows = self.emit(op.reshape(x, (batch * length, width)))
+        return self.emit(op.reshape(self.multiply(rows, weight, bias), (batch, length, -1)))
+
+    def multiply(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
+        """Multiply a matrix x [M, I] by weight [O, I] transposed, add bias [O]; one rounding."""
+        wide = self.emit(op.matmul(x, self.emit(op.permute_dims(weight)), out_dtype="float32"))
+        return self.narrow(wide if bias is None else self.emit(op.add(wide, self.widen(bias))))
 
     def norm(self, x: Var, weight: Var) -> Var:
         """Norm x over its last dimension and scale it, in float32, rounded once."""
@@ -107,7 +102,7 @@ class RelaxOps:
         q, k = self.rotate(q), self.rotate(k)
         self.keys[layer] = self.write(k, self.keys[layer])
         self.values[layer] = self.write(v, self.values[layer])
-        out = self.attend_cached(q, k, v, self.keys[layer], self.values[layer])
+        out = self.attend_cached(q, self.keys[layer], self.values[layer])
         return self.emit(op.reshape(out, (*sizes(q)[:2], -1)))
 
     def rotate(self, x: Var) -> Var:
@@ -129,10 +124,10 @@ class RelaxOps:
     def write(self, new: Var, cached: Var) -> Var:
         """Write new [B, T, K, Dh] into cached from the position on, where it lies."""
         function = write_cache(sizes(new), sizes(cached), self.dtype)
-        return self.call_inplace(function, [new, cached, self.position], [1])[0]
+        return call_inplace(self.builder, function, [new, cached, self.position], [1])[0]
 
-    def attend_cached(self, q: Var, k: Var, v: Var, keys: Var, values: Var) -> Var:
-        """Attend with q [B, T, H, Dh] to what is fresh, k and v [B, T, K, Dh], or to all that is cached."""
+    def attend_cached(self, q: Var, keys: Var, values: Var) -> Var:
+        """Attend with q [B, T, H, Dh] to keys and values [B, K, C, Dh], which hold the new ones too."""
         raise NotImplementedError
 
     def attend_products(self, q: Var, keys: Var, values: Var, seen: Var) -> Var:
@@ -154,7 +149,7 @@ class RelaxOps:
         """Multiply the last position of x [B, T, D] by weight [V, D] transposed; returns [B, V]."""
         batch, length, width = sizes(x)
         last = self.emit(op.strided_slice(x, [1], [length - 1], [length]))
-        return self.narrow(self.product(self.emit(op.reshape(last, (batch, width))), weight))
+        return self.multiply(self.emit(op.reshape(last, (batch, width))), weight)
 
     def argmax(self, logits: Var) -> Var:
         """Choose the greedy next token of each row, int32 [B]."""
@@ -165,7 +160,7 @@ class RelaxOps:
         after = self.emit(op.add(self.position, integers(np.array([length]))))
         new = (*step, after)
         return [
-            self.call_inplace(overwrite(sizes(old), old.ty.dtype), [value, old], [1])[0]
+            call_inplace(self.builder, overwrite(sizes(old), str(old.ty.dtype)), [value, old], [1])[0]
             for value, old in zip(new, state, strict=True)
         ]
 
@@ -173,7 +168,7 @@ class RelaxOps:
 class Prefill(RelaxOps):
     """T tokens from position 0, which see one another only."""
 
-    def attend_cached(self, q: Var, k: Var, v: Var, keys: Var, values: Var) -> Var:  # noqa: ARG002
+    def attend_cached(self, q: Var, keys: Var, values: Var) -> Var:
         """Attend causally, with the G queries of a key/value head as G * T rows."""
         batch, length, heads, width = sizes(q)
         kv_heads = self.config.kv_heads
@@ -181,10 +176,10 @@ class Prefill(RelaxOps):
         apart = self.emit(op.reshape(q, (batch, length, kv_heads, groups, width)))
         rows = self.emit(op.permute_dims(apart, (0, 2, 3, 1, 4)))
         rows = self.emit(op.reshape(rows, (batch, kv_heads, groups * length, width)))
-        k, v = (self.emit(op.permute_dims(each, (0, 2, 1, 3))) for each in (k, v))
+        fresh = [self.emit(op.strided_slice(each, [2], [0], [length])) for each in (keys, values)]
         places = integers(np.arange(length))
         past = self.emit(op.less_equal(places, integers(np.tile(np.arange(length), groups)[:, None])))
-        out = self.attend_products(rows, k, v, past)
+        out = self.attend_products(rows, *fresh, past)
         out = self.emit(op.reshape(out, (batch, kv_heads, groups, length, width)))
         return self.emit(op.permute_dims(out, (0, 3, 1, 2, 4)))
 
@@ -192,7 +187,7 @@ class Prefill(RelaxOps):
 class Decode(RelaxOps):
     """One token at a position on the device, so that one program serves all lengths."""
 
-    def attend_cached(self, q: Var, k: Var, v: Var, keys: Var, values: Var) -> Var:  # noqa: ARG002
+    def attend_cached(self, q: Var, keys: Var, values: Var) -> Var:
         """Attend to the whole capacity, with what lies beyond the position masked."""
         batch, kv_heads, capacity, width = sizes(keys)
         filled = self.emit(op.less_equal(integers(np.arange(capacity)), self.position))
@@ -205,13 +200,17 @@ def add_function(builder: Any, function: Any) -> Var:
     return builder.add_func(function.without_attr("global_symbol"), function.attrs["global_symbol"])
 
 
-def call_inplace(builder: Any, function: Any, inputs: Sequence[Var], written: Sequence[int]) -> list[Var]:
-    """Call a TIR function that writes some of its arguments where they lie; returns those."""
-    types = [inputs[index].ty for index in written]
-    several = len(types) > 1
-    call = op.call_tir_inplace(
-        add_function(builder, function), list(inputs), list(written), types if several else types[0]
-    )
+def call_inplace(
+    builder: Any, function: Any, inputs: Sequence[Var], written: Sequence[int], *new: Any
+) -> list[Var]:
+    """Call a TIR function that writes some of its arguments where they lie, and new tensors of these types last.
+
+    Returns the new tensors, then the arguments written.
+    """
+    types = [*new, *(inputs[index].ty for index in written)]
+    places, several = [*([-1] * len(new)), *written], len(types) > 1
+    name = add_function(builder, function)
+    call = op.call_tir_inplace(name, list(inputs), places, types if several else types[0])
     result = builder.emit(call)
     return [builder.emit(result[index]) for index in range(len(types))] if several else [result]
 
