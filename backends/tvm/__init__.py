@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 SOURCES = ("definition", "torch")
+LIBRARIES = ("none", "cublas")
+
+CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
+"""Schedules and TIR of ours on a CPU."""
+GPU_KERNELS = (
+    "skinny_product",
+    "tensor_core_product",
+    "prefill_attention",
+    "decode_attention",
+    "rotate_and_write",
+    "add_rms_norm",
+    "finish",
+)
+"""TIR of ours on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +43,26 @@ class Plan:
     """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
     imported: bool
     """Whether a torch.export graph is compiled instead of the definition."""
+    library: bool
+    """Whether the products of a prefill are NVIDIA's."""
     provenance: str
 
 
 def choose(options: Mapping[str, str], target: Target) -> Plan:
     """Settle what the options leave open; raises Unsupported for what the device has not."""
-    if "stock" in options and len(options) > 1:
-        raise Unsupported("tvm[stock] has no settings: leave out the other options")
-    stock = "stock" in options
-    imported = options.get("import") == "torch"
-    return Plan(stock, imported, "stock" if stock else "patched: TODO")
+    on_gpu, imported = target.device.startswith("cuda"), options.get("import") == "torch"
+    library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
+    if "stock" in options:
+        if len(options) > 1:
+            raise Unsupported("tvm[stock] has no settings: leave out the other options")
+        return Plan(stock=True, imported=False, library=False, provenance="stock")
+    if library and not on_gpu:
+        raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
+    if library and target.dtype == "float32":
+        raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
+    ours = GPU_KERNELS if on_gpu else CPU_KERNELS
+    named = [*ours, *(["cuBLAS for prefill"] if library else [])]
+    return Plan(False, imported, library, f"patched: {', '.join(named)}")
 
 
 class Tvm:
@@ -46,6 +71,7 @@ class Tvm:
     name = "tvm"
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
+        "library": Option("whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES),
     }
 
     def probe(self) -> Probe:
@@ -86,6 +112,8 @@ def prepare() -> None:
     """Set what TVM reads when it starts: as many threads as the process is given, or has processors."""
     given = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
     os.environ.setdefault("TVM_NUM_THREADS", given)
+    if shutil.which("nvcc"):  # needs no GPU; else NVIDIA's compiler library
+        os.environ.setdefault("TVM_CUDA_COMPILE_MODE", "nvcc")
 
 
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
@@ -95,13 +123,14 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     from backends.tvm.lowering import lower_definition, state_layout
     from backends.tvm.ops import Decode, Prefill
     from backends.tvm.pipeline import build_pipeline
-    from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill
+    from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill, LibraryPrefill
     from backends.tvm.targets import name_target
     from models.rope import rope_tables
 
     named = name_target(target, plan.stock)
 
-    phases = (Prefill, Decode) if plan.stock else (CpuOps, CpuOps) if target.device == "cpu" else (GpuPrefill, GpuDecode)
+    gpu = (LibraryPrefill if plan.library else GpuPrefill, GpuDecode)
+    phases = (Prefill, Decode) if plan.stock else (CpuOps, CpuOps) if target.device == "cpu" else gpu
 
     def compile_it() -> bytes:
         module = lower_definition(config, shapes, target.dtype, *phases)
@@ -111,4 +140,4 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     library = kept_or({**parts, "plan": plan}, compile_it)
     interface = Interface(rope_tables(config, shapes.capacity), in_place=True)
     state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
-    return Program(interface, library, state)
+    return Program(interface, library, state, plan.library)

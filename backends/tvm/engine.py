@@ -43,6 +43,8 @@ class Program:
     library: bytes
     state: Sequence[tuple[tuple[int, ...], str]]
     """Shape and dtype of logits, next token, position, then keys and values of each layer."""
+    vendor: bool = False
+    """Whether functions call NVIDIA's library."""
 
 
 LOGITS, TOKEN, POSITION = 0, 1, 2
@@ -57,6 +59,10 @@ class TvmEngine:
         program: Program = artefact.payload
         self.device = device = open_device(target.device)
         self.interface = program.interface
+        if program.vendor:
+            from backends.tvm.library import register
+
+            register(device)
         self.machine = relax.VirtualMachine(load_library(program.library), device.handle)
         put = partial(place, handle=device.handle)
         placed = weights.once(f"tvm:{target.device}", lambda: [put(array) for _, array in weights.arrays()])

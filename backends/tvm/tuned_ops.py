@@ -21,6 +21,10 @@ from backends.tvm.ops import Decode, Prefill, RelaxOps, Var, add_function, call_
 from models.layout import NUMPY_DTYPES
 
 
+LIBRARY_PRODUCT = "workbench.library_product"
+"""What compiled code calls a product of NVIDIA's library."""
+
+
 class CpuOps(RelaxOps):
     """Norms and attention in one pass each; prefill and decode attend by the same kernel."""
 
@@ -123,6 +127,20 @@ class GpuPrefill(GpuOps, Prefill):
             return super().attend_cached(q, keys, values)
         kernel = gpu_prefill_attention.attend(batch, length, heads, tuple(sizes(keys)), self.dtype)
         return self.call(kernel, [q, keys, values], sizes(q))
+
+
+class LibraryPrefill(GpuPrefill):
+    """The same with the products of all tokens left to NVIDIA's library, which TVM calls by a name."""
+
+    def multiply(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
+        """Multiply a matrix x [M, I] by weight [O, I] transposed, add bias [O]; one rounding."""
+        rows, columns = sizes(x)[0], sizes(weight)[0]
+        if rows <= gpu_products.TILE:
+            return super().multiply(x, weight, bias)
+        arguments = [x, weight, self.unread(1) if bias is None else bias]
+        return self.emit(
+            op.call_dps_packed(LIBRARY_PRODUCT, arguments, relax.TensorType((rows, columns), self.dtype))
+        )
 
 
 class GpuDecode(GpuOps, Decode):
