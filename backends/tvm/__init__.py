@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from models.checkpoint import Weights
@@ -15,6 +15,7 @@ from models.config import DecoderConfig
 
 if TYPE_CHECKING:
     from backends.tvm.engine import Program
+    from backends.tvm.ops import RelaxOps
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
@@ -52,17 +53,17 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
     """Settle what the options leave open; raises Unsupported for what the device has not."""
     on_gpu, imported = target.device.startswith("cuda"), options.get("import") == "torch"
     library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
-    if "stock" in options:
+    if "stock" in options or imported:
         if len(options) > 1:
-            raise Unsupported("tvm[stock] has no settings: leave out the other options")
-        return Plan(stock=True, imported=False, library=False, provenance="stock")
+            raise Unsupported("tvm[stock] and tvm[import=torch] have no settings: leave out the other options")
+        return Plan(stock=True, imported=imported, library=False, provenance="stock")
     if library and not on_gpu:
         raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
     if library and target.dtype == "float32":
         raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
     ours = GPU_KERNELS if on_gpu else CPU_KERNELS
     named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(False, imported, library, f"patched: {', '.join(named)}")
+    return Plan(False, False, library, f"patched: {', '.join(named)}")
 
 
 class Tvm:
@@ -71,6 +72,7 @@ class Tvm:
     name = "tvm"
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
+        "import": Option("where the model comes from; torch: a torch.export graph by Relax's importer", SOURCES),
         "library": Option("whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES),
     }
 
@@ -117,27 +119,40 @@ def prepare() -> None:
 
 
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
-    """Lower the model and compile it; raises Unsupported."""
+    """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
     from backends.tvm.compiler import compile_module, kept_or
     from backends.tvm.engine import Interface, Program
+    from backends.tvm.imported import describe_import, lower_import
     from backends.tvm.lowering import lower_definition, state_layout
-    from backends.tvm.ops import Decode, Prefill
     from backends.tvm.pipeline import build_pipeline
-    from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill, LibraryPrefill
     from backends.tvm.targets import name_target
     from models.rope import rope_tables
 
     named = name_target(target, plan.stock)
 
-    gpu = (LibraryPrefill if plan.library else GpuPrefill, GpuDecode)
-    phases = (Prefill, Decode) if plan.stock else (CpuOps, CpuOps) if target.device == "cpu" else gpu
-
     def compile_it() -> bytes:
-        module = lower_definition(config, shapes, target.dtype, *phases)
+        if plan.imported:
+            module = lower_import(config, shapes, target.dtype)
+        else:
+            module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
         return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
 
-    parts: dict[str, Any] = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype}
-    library = kept_or({**parts, "plan": plan}, compile_it)
-    interface = Interface(rope_tables(config, shapes.capacity), in_place=True)
+    parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
+    library = kept_or(parts, compile_it)
+    if plan.imported:
+        interface = describe_import(config, shapes)
+    else:
+        interface = Interface(rope_tables(config, shapes.capacity), in_place=True)
     state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
     return Program(interface, library, state, plan.library)
+
+
+def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps]]:
+    """Choose the operations of a prefill and of a decode step."""
+    from backends.tvm import ops, tuned_ops
+
+    if plan.stock:
+        return ops.Prefill, ops.Decode
+    if target.device == "cpu":
+        return tuned_ops.CpuOps, tuned_ops.CpuOps
+    return tuned_ops.LibraryPrefill if plan.library else tuned_ops.GpuPrefill, tuned_ops.GpuDecode

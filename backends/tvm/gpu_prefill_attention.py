@@ -95,9 +95,9 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
                                 query[k, part * 2 + i] = pair[i]
                         for n, c in T.grid(width // 8, 4):
                             sums[n, c] = T.float32(0)
-                        for half in T.unroll(2):
-                            most[half] = T.float32(LOWEST)
-                            total[half] = T.float32(0)
+                        for side in T.unroll(2):
+                            most[side] = T.float32(LOWEST)
+                            total[side] = T.float32(0)
                         for step in T.serial(last_tile + 1):
                             T.evaluate(T.ptx["cp.async.wait_group"](0))
                             T.tvm_storage_sync("shared.dyn")
@@ -131,25 +131,25 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
                                 for n, c in T.grid(KEYS // 8, 4):
                                     if step * KEYS + n * 8 + lane % 4 * 2 + c % 2 > row + c // 2 * 8:
                                         scores[n, c] = T.float32(LOWEST)
-                            for half in T.unroll(2):
-                                kept[half] = most[half]
+                            for side in T.unroll(2):
+                                kept[side] = most[side]
                                 for n, c in T.grid(KEYS // 8, 2):
-                                    most[half] = T.max(most[half], scores[n, half * 2 + c])
-                                most[half] = T.max(
-                                    most[half], T.tvm_warp_shuffle_xor(T.uint32(FULL), most[half], 1, 32, 32)
+                                    most[side] = T.max(most[side], scores[n, side * 2 + c])
+                                most[side] = T.max(
+                                    most[side], T.tvm_warp_shuffle_xor(T.uint32(FULL), most[side], 1, 32, 32)
                                 )
-                                most[half] = T.max(
-                                    most[half], T.tvm_warp_shuffle_xor(T.uint32(FULL), most[half], 2, 32, 32)
+                                most[side] = T.max(
+                                    most[side], T.tvm_warp_shuffle_xor(T.uint32(FULL), most[side], 2, 32, 32)
                                 )
-                                kept[half] = T.exp2((kept[half] - most[half]) * T.float32(scale))
-                                total[half] = total[half] * kept[half]
+                                kept[side] = T.exp2((kept[side] - most[side]) * T.float32(scale))
+                                total[side] = total[side] * kept[side]
                                 for n, c in T.grid(KEYS // 8, 2):
-                                    scores[n, half * 2 + c] = T.exp2(
-                                        (scores[n, half * 2 + c] - most[half]) * T.float32(scale)
+                                    scores[n, side * 2 + c] = T.exp2(
+                                        (scores[n, side * 2 + c] - most[side]) * T.float32(scale)
                                     )
-                                    total[half] += scores[n, half * 2 + c]
+                                    total[side] += scores[n, side * 2 + c]
                                 for n, c in T.grid(width // 8, 2):
-                                    sums[n, half * 2 + c] = sums[n, half * 2 + c] * kept[half]
+                                    sums[n, side * 2 + c] = sums[n, side * 2 + c] * kept[side]
                             for k in T.unroll(KEYS // 16):
                                 # What lies where after a product of scores is where the next takes its left side.
                                 for i in T.unroll(8):
@@ -172,14 +172,14 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
                                                 sums.data, (n * 2 + each) * 4, False, dtype="float32",
                                             )
                                         )  # fmt: skip
-                        for half in T.unroll(2):
-                            total[half] += T.tvm_warp_shuffle_xor(T.uint32(FULL), total[half], 1, 32, 32)
-                            total[half] += T.tvm_warp_shuffle_xor(T.uint32(FULL), total[half], 2, 32, 32)
-                            if row + half * 8 < length:
+                        for side in T.unroll(2):
+                            total[side] += T.tvm_warp_shuffle_xor(T.uint32(FULL), total[side], 1, 32, 32)
+                            total[side] += T.tvm_warp_shuffle_xor(T.uint32(FULL), total[side], 2, 32, 32)
+                            if row + side * 8 < length:
                                 for n in T.unroll(width // 8):
                                     for c in T.unroll(2):
-                                        pair[c] = T.Cast(dtype, sums[n, half * 2 + c] / total[half])
+                                        pair[c] = T.Cast(dtype, sums[n, side * 2 + c] / total[side])
                                     for c in T.vectorized(2):
-                                        out[b, row + half * 8, h, n * 8 + lane % 4 * 2 + c] = pair[c]
+                                        out[b, row + side * 8, h, n * 8 + lane % 4 * 2 + c] = pair[c]
 
     return prefill_attention

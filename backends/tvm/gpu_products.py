@@ -57,32 +57,32 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                 sums[g, i] = T.float32(0)
                         for outer in T.serial(steps // warps // ahead):
                             for u in T.unroll(ahead):
-                                for half in T.unroll(2):
+                                for side in T.unroll(2):
                                     for i in T.vectorized(8):
-                                        high[u, half * 8 + i] = weight[
+                                        high[u, side * 8 + i] = weight[
                                             block * TILE + lane // 4,
                                             ((outer * ahead + u) * warps + warp) * CHUNK
-                                            + lane % 4 * 16 + half * 8 + i,
+                                            + lane % 4 * 16 + side * 8 + i,
                                         ]
                                     for i in T.vectorized(8):
-                                        low[u, half * 8 + i] = weight[
+                                        low[u, side * 8 + i] = weight[
                                             block * TILE + lane // 4 + 8,
                                             ((outer * ahead + u) * warps + warp) * CHUNK
-                                            + lane % 4 * 16 + half * 8 + i,
+                                            + lane % 4 * 16 + side * 8 + i,
                                         ]
                             for u in T.unroll(ahead):
                                 for g in T.unroll(groups):
-                                    for half in T.unroll(2):
+                                    for side in T.unroll(2):
                                         if g * 8 + lane // 4 < rows:
                                             for i in T.vectorized(8):
-                                                right[u, g, half * 8 + i] = x[
+                                                right[u, g, side * 8 + i] = x[
                                                     g * 8 + lane // 4,
                                                     ((outer * ahead + u) * warps + warp) * CHUNK
-                                                    + lane % 4 * 16 + half * 8 + i,
+                                                    + lane % 4 * 16 + side * 8 + i,
                                                 ]
                                         else:
                                             for i in T.vectorized(8):
-                                                right[u, g, half * 8 + i] = T.Cast(dtype, T.float32(0))
+                                                right[u, g, side * 8 + i] = T.Cast(dtype, T.float32(0))
                             for u in T.unroll(ahead):
                                 for j in T.unroll(4):
                                     for i in T.vectorized(2):

@@ -113,14 +113,14 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                             False, dtype="float32",
                                         )
                                     )  # fmt: skip
-                        for i, j, half in T.grid(4, 8, 2):
-                            m: T.let[T.int32] = across * ROWS + row0 + i * 16 + half * 8 + lane // 4
+                        for i, j, side in T.grid(4, 8, 2):
+                            m: T.let[T.int32] = across * ROWS + row0 + i * 16 + side * 8 + lane // 4
                             n: T.let[T.int32] = down * COLUMNS + column0 + j * 8 + lane % 4 * 2
                             if m < rows and n < columns:
                                 for c in T.unroll(2):
                                     if biased:
-                                        sums[i, j, half * 2 + c] += T.Cast("float32", bias[n + c])
-                                    pair[c] = T.Cast(dtype, sums[i, j, half * 2 + c])
+                                        sums[i, j, side * 2 + c] += T.Cast("float32", bias[n + c])
+                                    pair[c] = T.Cast(dtype, sums[i, j, side * 2 + c])
                                 for c in T.vectorized(2):
                                     out[m, n + c] = pair[c]
 
