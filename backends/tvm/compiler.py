@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -36,9 +36,9 @@ def kept_or(parts: Mapping[str, Any], compile_library: Callable[[], bytes]) -> b
     return library
 
 
-def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
-    """Compile a Relax module to a shared library."""
-    with target, tvm.transform.PassContext(opt_level=3):
+def compile_module(module: Any, target: TvmTarget, pipeline: Any, without: Sequence[str] = ()) -> bytes:
+    """Compile a Relax module to a shared library, leaving out some passes."""
+    with target, tvm.transform.PassContext(opt_level=3, disabled_pass=list(without)):
         executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
