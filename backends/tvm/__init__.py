@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
-SOURCES = ("definition", "torch")
 LIBRARIES = ("none", "cublas")
 
-BROKEN = ("StaticPlanBlockMemory",)
-"""Passes that an imported graph does without: in TVM 0.27 it shares memory that is still read, and gives NaN."""
 CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
 """Schedules and TIR of ours on a CPU."""
 GPU_KERNELS = (
@@ -44,8 +41,6 @@ class Plan:
 
     stock: bool
     """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
-    imported: bool
-    """Whether a torch.export graph is compiled instead of the definition."""
     library: bool
     """Whether the products of a prefill are NVIDIA's."""
     provenance: str
@@ -53,20 +48,19 @@ class Plan:
 
 def choose(options: Mapping[str, str], target: Target) -> Plan:
     """Settle what the options leave open; raises Unsupported for what the device has not."""
-    on_gpu, imported = target.device.startswith("cuda"), options.get("import") == "torch"
+    on_gpu = target.device.startswith("cuda")
     library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
-    if "stock" in options or imported:
+    if "stock" in options:
         if len(options) > 1:
-            raise Unsupported("tvm[stock] and tvm[import=torch] have no settings: leave out the other options")
-        provenance = f"configured: without {', '.join(BROKEN)}" if imported else "stock"
-        return Plan(stock=True, imported=imported, library=False, provenance=provenance)
+            raise Unsupported("tvm[stock] has no settings: leave out the other options")
+        return Plan(stock=True, library=False, provenance="stock")
     if library and not on_gpu:
         raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
     if library and target.dtype == "float32":
         raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
     ours = GPU_KERNELS if on_gpu else CPU_KERNELS
     named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(False, False, library, f"patched: {', '.join(named)}")
+    return Plan(False, library, f"patched: {', '.join(named)}")
 
 
 class Tvm:
@@ -75,8 +69,9 @@ class Tvm:
     name = "tvm"
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
-        "import": Option("where the model comes from; torch: a torch.export graph by Relax's importer", SOURCES),
-        "library": Option("whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES),
+        "library": Option(
+            "whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES
+        ),
     }
 
     def probe(self) -> Probe:
@@ -102,8 +97,7 @@ class Tvm:
         prepare()
         plan = choose(options, target)
         program = compile_program(config, shapes, target, plan)
-        definition = "imported" if plan.imported else "common"
-        return Artefact(config, shapes, target, options, definition, plan.provenance, payload=program)
+        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=program)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -124,8 +118,7 @@ def prepare() -> None:
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
     """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
     from backends.tvm.compiler import compile_module, kept_or
-    from backends.tvm.engine import Interface, Program
-    from backends.tvm.imported import describe_import, lower_import
+    from backends.tvm.engine import Program
     from backends.tvm.lowering import lower_definition, state_layout
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
@@ -134,19 +127,13 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     named = name_target(target, plan.stock)
 
     def compile_it() -> bytes:
-        if plan.imported:
-            return compile_module(lower_import(config, shapes, target.dtype), named, "default", BROKEN)
         module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
         return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
     library = kept_or(parts, compile_it)
-    if plan.imported:
-        interface = describe_import(config, shapes)
-    else:
-        interface = Interface(rope_tables(config, shapes.capacity), in_place=True)
     state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
-    return Program(interface, library, state, plan.library)
+    return Program(rope_tables(config, shapes.capacity), library, state, plan.library)
 
 
 def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps]]:

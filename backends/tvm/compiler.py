@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -12,6 +12,8 @@ from typing import Any
 
 import tvm
 from tvm.target import Target as TvmTarget
+
+from backends.contract import Unsupported
 
 CACHE = "TVM_CACHE_DIR"
 """Names the folder that libraries are kept in; without it every build compiles. TVM has no cache."""
@@ -36,9 +38,14 @@ def kept_or(parts: Mapping[str, Any], compile_library: Callable[[], bytes]) -> b
     return library
 
 
-def compile_module(module: Any, target: TvmTarget, pipeline: Any, without: Sequence[str] = ()) -> bytes:
-    """Compile a Relax module to a shared library, leaving out some passes."""
-    with target, tvm.transform.PassContext(opt_level=3, disabled_pass=list(without)):
+def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
+    """Compile a Relax module to a shared library; raises Unsupported."""
+    if target.kind.name == "cuda" and not tvm.runtime.enabled("cuda"):
+        raise Unsupported(
+            "TVM cannot load its CUDA runtime (is there a libcuda.so.1?): the library would hold source, "
+            "not machine code"
+        )
+    with target, tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"

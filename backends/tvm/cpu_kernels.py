@@ -56,7 +56,7 @@ def rms_norm(rows: int, width: int, dtype: str, eps: float) -> Any:
 
 
 def attend(q_shape: Sequence[int], cached_shape: Sequence[int], dtype: str) -> Any:
-    """Make the attention of q [B, T, H, Dh], from a position int64 [1] on, to cached [B, K, C, Dh] up to each.
+    """Make the attention of q [B, T, H, Dh], from a position int64 [1] on, to cached [B, K, C, Dh].
 
     One query head of one token at a time: scores of all positions, their softmax, then the weighted sum.
     """

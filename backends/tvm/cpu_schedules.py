@@ -74,7 +74,7 @@ def spread(schedule: Any, loops: list[Any]) -> None:
 
 
 def is_row_product(block: Any) -> bool:
-    """Tell whether both operands are read along the reduction in their last dimension, a multiple of LANES."""
+    """Tell whether both operands are read along the reduction, a multiple of LANES, in their last axis."""
     reduced = [each for each in block.iter_vars if each.iter_type == tirx.IterVar.CommReduce]
     if len(reduced) != 1 or len(block.reads) != 2 or int(reduced[0].dom.extent) % LANES:
         return False

@@ -1,4 +1,4 @@
-"""Where TVM's functions run: a CPU, or a GPU on one stream, where each function is captured as a CUDA graph."""
+"""Where TVM's functions run: a CPU, or a GPU on one stream, where each is captured as a CUDA graph."""
 
 from __future__ import annotations
 

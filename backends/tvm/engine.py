@@ -21,25 +21,14 @@ Tensor = Any  # of TVM's runtime
 
 
 @dataclass(frozen=True)
-class Interface:
-    """How functions are called: they take weights, tables, any tokens [B, T] and the state, and return all of
-    the state.
+class Program:
+    """A shared library with the functions `prefill_T`, `decode` and `poison`.
+
+    The first take weights, tables, any tokens [B, T] and the state, which they write where it lies.
     """
 
     tables: Sequence[np.ndarray]
     """Cos and sin of the rope angles."""
-    in_place: bool
-    """Whether what is returned lies where the argument lay; else each result is a new tensor."""
-    prefill_from: int = 0
-    """The place in the state of the first buffer that a prefill takes."""
-    decode_from: int = 0
-
-
-@dataclass(frozen=True)
-class Program:
-    """A shared library with the functions `prefill_T`, `decode` and `poison`."""
-
-    interface: Interface
     library: bytes
     state: Sequence[tuple[tuple[int, ...], str]]
     """Shape and dtype of logits, next token, position, then keys and values of each layer."""
@@ -58,7 +47,6 @@ class TvmEngine:
         shapes, target = artefact.shapes, artefact.target
         program: Program = artefact.payload
         self.device = device = open_device(target.device)
-        self.interface = program.interface
         if program.vendor:
             from backends.tvm.library import register
 
@@ -66,7 +54,7 @@ class TvmEngine:
         self.machine = relax.VirtualMachine(load_library(program.library), device.handle)
         put = partial(place, handle=device.handle)
         placed = weights.once(f"tvm:{target.device}", lambda: [put(array) for _, array in weights.arrays()])
-        self.constants = [*placed, *(put(table) for table in self.interface.tables)]
+        self.constants = [*placed, *(put(table) for table in program.tables)]
         self.state = [put(np.zeros(shape, np.dtype(dtype))) for shape, dtype in program.state]
         self.staged = {n: put(np.zeros((shapes.batch, n), np.int32)) for n in shapes.prompts}
         self.length = shapes.prompts[0]
@@ -75,16 +63,9 @@ class TvmEngine:
 
     def bind(self, name: str, tokens: list[Tensor]) -> Callable[[], None]:
         """Return a call of a function on the tokens and the engine's buffers."""
-        first = self.interface.prefill_from if tokens else self.interface.decode_from
-        if not self.interface.in_place:
-            return partial(self.replace, name, tokens, first)
-        arguments = (*self.constants, *tokens, *self.state[first:])
+        arguments = (*self.constants, *tokens, *self.state)
         self.machine.save_function(name, f"{name}_bound", *arguments, include_return=False)
         return self.device.replayed(self.machine[f"{name}_bound"], self.state[TOKEN : POSITION + 1])
-
-    def replace(self, name: str, tokens: list[Tensor], first: int) -> None:
-        """Call a function and take what it returns for the state."""
-        self.state = list(self.machine[name](*self.constants, *tokens, *self.state[first:]))
 
     def stage(self, tokens: np.ndarray) -> None:
         """Copy tokens [B, T] to the buffer of that prompt length."""
@@ -143,4 +124,3 @@ def load_library(code: bytes) -> Any:
         path = Path(folder) / "model.so"
         path.write_bytes(code)
         return tvm.runtime.load_module(str(path))
-

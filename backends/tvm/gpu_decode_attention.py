@@ -34,8 +34,8 @@ def count_splits(batch: int, cached_shape: tuple[int, ...]) -> int:
 def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, splits: int) -> Any:
     """Make the attention of q [B, H, Dh] to cached [B, K, C, Dh] up to a position int64 [1], in S parts.
 
-    Returns [B, H, S, Dh + 2] in float32: the weighted sum of values, the largest score and the sum. A block takes
-    one key/value head and one split, a few lanes of a warp one position, each of them 8 neighbours of Dh.
+    Returns [B, H, S, Dh + 2] in float32: the weighted sum of values, the largest score and the sum. A block
+    takes one key/value head and one split, a few lanes of a warp one position, each 8 neighbours of Dh.
     """
     _, kv_heads, capacity, width = cached_shape
     groups, lanes = heads // kv_heads, width // 8
@@ -73,7 +73,9 @@ def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, sp
                         score = T.sblock_alloc_buffer((1,), "float32", scope="local")
                         kept = T.sblock_alloc_buffer((1,), "float32", scope="local")
                         result = T.sblock_alloc_buffer((3,), "float32", scope="local")
-                        states = T.sblock_alloc_buffer((at_once, groups, width + 2), "float32", scope="shared")
+                        states = T.sblock_alloc_buffer(
+                            (at_once, groups, width + 2), "float32", scope="shared"
+                        )
                         b: T.let[T.int32] = pair // kv_heads
                         h: T.let[T.int32] = pair % kv_heads
                         slot: T.let[T.int32] = thread // lanes
@@ -110,9 +112,7 @@ def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, sp
                                 kept[0] = most[g]
                                 most[g] = T.max(most[g], score[0])
                                 kept[0] = T.exp2(kept[0] - most[g])
-                                score[0] = T.if_then_else(
-                                    s < end, T.exp2(score[0] - most[g]), T.float32(0)
-                                )
+                                score[0] = T.if_then_else(s < end, T.exp2(score[0] - most[g]), T.float32(0))
                                 total[g] = total[g] * kept[0] + score[0]
                                 for i in T.unroll(8):
                                     sums[g, i] = sums[g, i] * kept[0] + score[0] * T.Cast("float32", value[i])

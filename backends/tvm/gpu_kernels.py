@@ -1,7 +1,7 @@
-"""TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, decode attention, the next token.
+"""TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, the next token.
 
-B sequences, D hidden size, H query heads, K key/value heads, G = H / K, Dh head size, C capacity, V vocabulary.
-Each kernel reads what it needs of the position from the device, so that one CUDA graph serves every length.
+B sequences, T tokens, D hidden size, H query heads, K key/value heads, Dh head size, C capacity, V vocabulary.
+The position is read on the device, so that one CUDA graph serves every length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FULL = 0xFFFFFFFF  # every lane of a warp
 
 
 def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) -> Any:
-    """Make what adds x and, where asked to, residual [rows, D]; and norms and scales the sum by weight [D]."""
+    """Make what adds residual to x [rows, D] where asked to, and norms and scales the sum by weight [D]."""
     vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
     warps = min(32, max(1, width // vector // 32))
     turns = -(-width // (warps * 32 * vector))
@@ -49,7 +49,9 @@ def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) 
                             if start < width:
                                 for i in T.vectorized(vector):
                                     added[turn, i] = (
-                                        x[row, start + i] + residual[row, start + i] if added_to else x[row, start + i]
+                                        x[row, start + i] + residual[row, start + i]
+                                        if added_to
+                                        else x[row, start + i]
                                     )
                                 for i in T.vectorized(vector):
                                     total[row, start + i] = added[turn, i]
@@ -141,17 +143,45 @@ def rotate_and_write(
                                 for i in T.unroll(each):
                                     scale[0] += first[i] * first[i] + second[i] * second[i]
                                 for step in T.unroll(5):
-                                    scale[0] += T.tvm_warp_shuffle_xor(T.uint32(FULL), scale[0], 16 >> step, 32, 32)
+                                    scale[0] += T.tvm_warp_shuffle_xor(
+                                        T.uint32(FULL), scale[0], 16 >> step, 32, 32
+                                    )
                                 scale[0] = T.rsqrt(scale[0] / T.float32(width) + T.float32(eps or 0.0))
                                 for i in T.unroll(each):
                                     if i * 32 + lane < half:
                                         # Rounded as the norm's result is, before it is rotated.
-                                        first[i] = T.Cast("float32", T.Cast(dtype, first[i] * scale[0] * T.Cast(
-                                            "float32", T.if_then_else(row < heads, q_norm[i * 32 + lane],
-                                                                      k_norm[i * 32 + lane]))))
-                                        second[i] = T.Cast("float32", T.Cast(dtype, second[i] * scale[0] * T.Cast(
-                                            "float32", T.if_then_else(row < heads, q_norm[half + i * 32 + lane],
-                                                                      k_norm[half + i * 32 + lane]))))
+                                        first[i] = T.Cast(
+                                            "float32",
+                                            T.Cast(
+                                                dtype,
+                                                first[i]
+                                                * scale[0]
+                                                * T.Cast(
+                                                    "float32",
+                                                    T.if_then_else(
+                                                        row < heads,
+                                                        q_norm[i * 32 + lane],
+                                                        k_norm[i * 32 + lane],
+                                                    ),
+                                                ),
+                                            ),
+                                        )
+                                        second[i] = T.Cast(
+                                            "float32",
+                                            T.Cast(
+                                                dtype,
+                                                second[i]
+                                                * scale[0]
+                                                * T.Cast(
+                                                    "float32",
+                                                    T.if_then_else(
+                                                        row < heads,
+                                                        q_norm[half + i * 32 + lane],
+                                                        k_norm[half + i * 32 + lane],
+                                                    ),
+                                                ),
+                                            ),
+                                        )
                             for i in T.unroll(each):
                                 if i * 32 + lane < half:
                                     d: T.let[T.int32] = i * 32 + lane

@@ -1,7 +1,7 @@
 """TIR for causal attention of a prefill on a GPU, by tensor cores and without a matrix of scores in memory.
 
-B sequences, T tokens from position 0, H query heads, K key/value heads, G = H / K, Dh head size, C capacity. A
-block takes QUERIES tokens of one head, 16 to a warp, and goes through keys and values in tiles up to its last
+B sequences, T tokens from position 0, H query heads, K key/value heads, Dh head size, C capacity. A block
+takes QUERIES tokens of one head, 16 to a warp, and goes through keys and values in tiles up to its last
 token; scores, their softmax so far and the weighted sum of values stay in registers.
 """
 
@@ -82,7 +82,7 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
                         fetch(tile, 0, 0, keys, b, h // groups, 0, length - 1, width, thread)
                         fetch(tile, 0, 1, values, b, h // groups, 0, length - 1, width, thread)
                         T.evaluate(T.ptx["cp.async.commit_group"]())
-                        # Elements 0, 1: row, the first 8 columns of a step; 2, 3: row + 8; 4 to 7: the others.
+                        # Elements 0, 1: row, first 8 columns of a step; 2, 3: row + 8; 4 to 7: the others.
                         for k, part in T.grid(steps, 4):
                             for i in T.vectorized(2):
                                 pair[i] = q[
@@ -151,7 +151,7 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
                                 for n, c in T.grid(width // 8, 2):
                                     sums[n, side * 2 + c] = sums[n, side * 2 + c] * kept[side]
                             for k in T.unroll(KEYS // 16):
-                                # What lies where after a product of scores is where the next takes its left side.
+                                # A lane holds of the scores what it needs of the next left side.
                                 for i in T.unroll(8):
                                     left[i] = T.Cast(dtype, scores[k * 2 + i // 4, i % 4])
                                 for n in T.unroll(steps):

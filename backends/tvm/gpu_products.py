@@ -1,4 +1,4 @@
-"""TIR for products of few rows on a GPU: decode reads every weight once, straight into tensor cores' registers.
+"""TIR for products of few rows on a GPU: each weight is read once, straight to tensor cores' registers.
 
 x [M, K], M <= 16, times weight [N, K] transposed. In m16n8k16 the 16 are rows of the weight and the 8 rows
 of x. Which k goes where is free as long as both operands agree, so each lane loads 16 neighbours along K of
@@ -24,7 +24,7 @@ def fits(rows: int, columns: int, width: int, dtype: str) -> bool:
 
 
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
-    """Make x [M, K] times weight [N, K] transposed, plus bias [N], or else [1] that is not read; gives [M, N]."""
+    """Make x [M, K] times weight [N, K] transposed; bias is [N], or [1] and not read; gives [M, N]."""
     steps = width // CHUNK
     warps = next(each for each in (8, 4, 2, 1) if steps % each == 0)
     ahead = next(each for each in (4, 2, 1) if steps // warps % each == 0)
@@ -62,13 +62,17 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                         high[u, side * 8 + i] = weight[
                                             block * TILE + lane // 4,
                                             ((outer * ahead + u) * warps + warp) * CHUNK
-                                            + lane % 4 * 16 + side * 8 + i,
+                                            + lane % 4 * 16
+                                            + side * 8
+                                            + i,
                                         ]
                                     for i in T.vectorized(8):
                                         low[u, side * 8 + i] = weight[
                                             block * TILE + lane // 4 + 8,
                                             ((outer * ahead + u) * warps + warp) * CHUNK
-                                            + lane % 4 * 16 + side * 8 + i,
+                                            + lane % 4 * 16
+                                            + side * 8
+                                            + i,
                                         ]
                             for u in T.unroll(ahead):
                                 for g in T.unroll(groups):
@@ -78,7 +82,9 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                                 right[u, g, side * 8 + i] = x[
                                                     g * 8 + lane // 4,
                                                     ((outer * ahead + u) * warps + warp) * CHUNK
-                                                    + lane % 4 * 16 + side * 8 + i,
+                                                    + lane % 4 * 16
+                                                    + side * 8
+                                                    + i,
                                                 ]
                                         else:
                                             for i in T.vectorized(8):
@@ -98,18 +104,27 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                             pair[i] = right[u, g, j * 4 + i]
                                         T.evaluate(
                                             T.ptx_legacy.mma(
-                                                "m16n8k16", "row", "col", kind, kind, "fp32",
-                                                left.data, 0,
-                                                pair.data, 0,
-                                                sums.data, g * 4,
-                                                False, dtype="float32",
+                                                "m16n8k16",
+                                                "row",
+                                                "col",
+                                                kind,
+                                                kind,
+                                                "fp32",
+                                                left.data,
+                                                0,
+                                                pair.data,
+                                                0,
+                                                sums.data,
+                                                g * 4,
+                                                False,
+                                                dtype="float32",
                                             )
                                         )
                         for g in T.unroll(groups):
                             for i in T.vectorized(4):
                                 parts[warp, g, lane, i] = sums[g, i]
                         T.tvm_storage_sync("shared")
-                        # c0, c1: row lane // 4 of the weight, rows 2 (lane % 4) and one more of x; c2, c3: 8 on
+                        # c0, c1: weight row lane // 4, x rows 2 (lane % 4) and the next; c2, c3: weight row + 8
                         for turn in T.serial(T.ceildiv(rows * TILE, warps * 32)):
                             entry: T.let[T.int32] = turn * warps * 32 + warp * 32 + lane
                             if entry < rows * TILE:
@@ -117,9 +132,7 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                                 n: T.let[T.int32] = entry % TILE
                                 total[0] = T.float32(0)
                                 for w in T.unroll(warps):
-                                    total[0] += parts[
-                                        w, m // 8, n % 8 * 4 + m % 8 // 2, n // 8 * 2 + m % 2
-                                    ]
+                                    total[0] += parts[w, m // 8, n % 8 * 4 + m % 8 // 2, n // 8 * 2 + m % 2]
                                 if biased:
                                     total[0] += T.Cast("float32", bias[block * TILE + n])
                                 out[m, block * TILE + n] = T.Cast(dtype, total[0])

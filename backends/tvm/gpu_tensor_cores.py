@@ -1,8 +1,8 @@
-"""TIR for products of many rows on a GPU: 16-bit operands through shared memory into m16n8k16, sums in float32.
+"""TIR for products of many rows on a GPU: 16 bits through shared memory into m16n8k16, sums in float32.
 
-x [M, K] times weight [N, K] transposed. A block makes a tile of ROWS x COLUMNS; slices of CHUNK along K come by
-asynchronous copies, STAGES of them in flight. A row of a slice is 128 bytes, eight 16-byte parts, and part p of
-row r lies at p ^ (r % 8): then no eight rows that `ldmatrix` reads at once share a bank.
+x [M, K] times weight [N, K] transposed. A block makes a tile of ROWS x COLUMNS; slices of CHUNK along K come
+by asynchronous copies, STAGES of them in flight. A row of a slice is eight 16-byte parts, and part p of row r
+lies at p ^ (r % 8): then no eight rows that `ldmatrix` reads at once share a bank.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def fits(columns: int, width: int, dtype: str) -> bool:
 
 
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
-    """Make x [M, K] times weight [N, K] transposed, plus bias [N], or else [1] that is not read; gives [M, N]."""
+    """Make x [M, K] times weight [N, K] transposed; bias is [N], or [1] and not read; gives [M, N]."""
     kind, slices = MMA_TYPES[dtype], width // CHUNK
 
     @T.prim_func(s_tir=True)
@@ -59,7 +59,9 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                         T.writes(out[0:rows, 0:columns])
                         # Rows of x, then those of the weight: the pass that merges buffers of shared memory
                         # sees no use of one whose address alone is taken.
-                        tile = T.sblock_alloc_buffer((STAGES, ROWS + COLUMNS, CHUNK), dtype, scope="shared.dyn")
+                        tile = T.sblock_alloc_buffer(
+                            (STAGES, ROWS + COLUMNS, CHUNK), dtype, scope="shared.dyn"
+                        )
                         left = T.sblock_alloc_buffer((4, 8), dtype, scope="local")
                         right = T.sblock_alloc_buffer((4, 8), dtype, scope="local")
                         sums = T.sblock_alloc_buffer((4, 8, 4), "float32", scope="local")

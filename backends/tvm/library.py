@@ -12,11 +12,11 @@ from backends.tvm.tuned_ops import LIBRARY_PRODUCT
 
 def register(device: Any) -> None:
     """Make the functions known to TVM; `device` is where it runs."""
-    stream = torch.cuda.ExternalStream(device.stream(), device=device.handle.index)
+    stream: Any = torch.cuda.ExternalStream(device.stream(), device=device.handle.index)  # type: ignore[no-untyped-call]
 
     # x [M, K], weight [N, K], bias [N] or [1] that is not read, the result [M, N]
     def product(x: Any, weight: Any, bias: Any, out: Any) -> None:
-        x, weight, bias, out = (torch.from_dlpack(each) for each in (x, weight, bias, out))
+        x, weight, bias, out = (torch.utils.dlpack.from_dlpack(each) for each in (x, weight, bias, out))
         with torch.inference_mode(), torch.cuda.stream(stream):
             if bias.shape[0] == out.shape[1]:
                 torch.addmm(bias, x, weight.t(), out=out)

@@ -7,7 +7,6 @@ size, C capacity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,9 @@ class RelaxOps:
         """Bind an expression."""
         return self.builder.emit(expression)
 
-    def call(self, function: Any, inputs: Sequence[Var], shape: Sequence[int], dtype: str | None = None) -> Var:
+    def call(
+        self, function: Any, inputs: Sequence[Var], shape: Sequence[int], dtype: str | None = None
+    ) -> Var:
         """Call a TIR function that writes its last argument, a new tensor."""
         name = add_function(self.builder, function)
         return self.emit(relax.call_tir(name, list(inputs), relax.TensorType(shape, dtype or self.dtype)))
@@ -93,9 +94,7 @@ class RelaxOps:
         q, k, v = (self.emit(parts[index]) for index in range(3))
         return q, k, v
 
-    def attend(
-        self, q: Var, k: Var, v: Var, layer: int, q_norm: Var | None, k_norm: Var | None
-    ) -> Var:
+    def attend(self, q: Var, k: Var, v: Var, layer: int, q_norm: Var | None, k_norm: Var | None) -> Var:
         """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh]."""
         if q_norm is not None and k_norm is not None:
             q, k = self.norm(q, q_norm), self.norm(k, k_norm)
@@ -203,7 +202,7 @@ def add_function(builder: Any, function: Any) -> Var:
 def call_inplace(
     builder: Any, function: Any, inputs: Sequence[Var], written: Sequence[int], *new: Any
 ) -> list[Var]:
-    """Call a TIR function that writes some of its arguments where they lie, and new tensors of these types last.
+    """Call a TIR function that writes some of its arguments where they lie, and new tensors last.
 
     Returns the new tensors, then the arguments written.
     """

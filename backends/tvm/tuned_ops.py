@@ -20,7 +20,6 @@ from backends.tvm import (
 from backends.tvm.ops import Decode, Prefill, RelaxOps, Var, add_function, call_inplace, op, sizes
 from models.layout import NUMPY_DTYPES
 
-
 LIBRARY_PRODUCT = "workbench.library_product"
 """What compiled code calls a product of NVIDIA's library."""
 
@@ -47,7 +46,8 @@ class CpuOps(RelaxOps):
 
     def finish(self, step: tuple[Var, Var], length: int, state: Sequence[Var]) -> list[Var]:
         """Keep the logits, choose the next token and move the position on."""
-        kernel = cpu_kernels.finish(*sizes(step[0]), self.dtype, length)
+        batch, vocab = sizes(step[0])
+        kernel = cpu_kernels.finish(batch, vocab, self.dtype, length)
         return call_inplace(self.builder, kernel, [step[0], self.position, *state], [2, 3, 4])
 
 
@@ -79,7 +79,9 @@ class GpuOps(RelaxOps):
         normed, total = self.call_several(kernel, [*flat, weight], [shape, shape])
         return self.emit(op.reshape(normed, sizes(x))), self.emit(op.reshape(total, sizes(x)))
 
-    def call_several(self, function: Any, inputs: Sequence[Var], shapes: Sequence[Sequence[int]]) -> list[Var]:
+    def call_several(
+        self, function: Any, inputs: Sequence[Var], shapes: Sequence[Sequence[int]]
+    ) -> list[Var]:
         """Call a TIR function that writes its last arguments, new tensors."""
         types = [relax.TensorType(shape, self.dtype) for shape in shapes]
         results = self.emit(relax.call_tir(add_function(self.builder, function), list(inputs), types))
@@ -92,8 +94,14 @@ class GpuOps(RelaxOps):
         return heads, heads, heads
 
     def attend(
-        self, q: Var, k: Var, v: Var, layer: int, q_norm: Var | None, k_norm: Var | None
-    ) -> Var:  # fmt: skip
+        self,
+        q: Var,
+        k: Var,  # noqa: ARG002 (q is all of them)
+        v: Var,  # noqa: ARG002
+        layer: int,
+        q_norm: Var | None,
+        k_norm: Var | None,
+    ) -> Var:
         """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh]."""
         config, keys, values = self.config, self.keys[layer], self.values[layer]
         batch, length, _, width = sizes(q)
@@ -113,7 +121,8 @@ class GpuOps(RelaxOps):
 
     def finish(self, step: tuple[Var, Var], length: int, state: Sequence[Var]) -> list[Var]:
         """Keep the logits, choose the next token and move the position on."""
-        kernel = gpu_kernels.finish(*sizes(step[0]), self.dtype, length)
+        batch, vocab = sizes(step[0])
+        kernel = gpu_kernels.finish(batch, vocab, self.dtype, length)
         return call_inplace(self.builder, kernel, [step[0], self.position, *state], [2, 3, 4])
 
 
