@@ -1,6 +1,6 @@
 """TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, the next token.
 
-B sequences, T tokens, D hidden size, H query heads, K key/value heads, Dh head size, C capacity, V vocabulary.
+B sequences, T tokens, D hidden size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
 The position is read on the device, so that one CUDA graph serves every length.
 """
 

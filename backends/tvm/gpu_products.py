@@ -124,7 +124,7 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                             for i in T.vectorized(4):
                                 parts[warp, g, lane, i] = sums[g, i]
                         T.tvm_storage_sync("shared")
-                        # c0, c1: weight row lane // 4, x rows 2 (lane % 4) and the next; c2, c3: weight row + 8
+                        # c0, c1: weight row lane // 4, x rows 2 (lane % 4) and the next; c2, c3: 8 on
                         for turn in T.serial(T.ceildiv(rows * TILE, warps * 32)):
                             entry: T.let[T.int32] = turn * warps * 32 + warp * 32 + lane
                             if entry < rows * TILE:

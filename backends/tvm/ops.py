@@ -175,10 +175,10 @@ class Prefill(RelaxOps):
         apart = self.emit(op.reshape(q, (batch, length, kv_heads, groups, width)))
         rows = self.emit(op.permute_dims(apart, (0, 2, 3, 1, 4)))
         rows = self.emit(op.reshape(rows, (batch, kv_heads, groups * length, width)))
-        fresh = [self.emit(op.strided_slice(each, [2], [0], [length])) for each in (keys, values)]
+        k, v = (self.emit(op.strided_slice(each, [2], [0], [length])) for each in (keys, values))
         places = integers(np.arange(length))
         past = self.emit(op.less_equal(places, integers(np.tile(np.arange(length), groups)[:, None])))
-        out = self.attend_products(rows, *fresh, past)
+        out = self.attend_products(rows, k, v, past)
         out = self.emit(op.reshape(out, (batch, kv_heads, groups, length, width)))
         return self.emit(op.permute_dims(out, (0, 3, 1, 2, 4)))
 
