@@ -26,6 +26,7 @@ BUILTIN = {
     "flashinfer": "backends.flashinfer:FlashInfer",
     "handwritten": "backends.handwritten:Handwritten",
     "trtllm": "backends.trtllm:TensorRtLlm",
+    "tvm": "backends.tvm:Tvm",
 }
 
 ENTRY_POINTS = "workbench.backends"

@@ -176,7 +176,7 @@ def test_torch_is_held_to_the_releases_that_were_tried(metadata: Message, extra:
 
 def test_cpu_extra_brings_every_backend_that_runs_there(metadata: Message) -> None:
     brought = {(each.name, each.specifier) for each in of_extra(metadata, "cpu")}
-    names = ("eager", "compile", "xla", "iree", "onnxruntime")
+    names = ("eager", "compile", "xla", "iree", "onnxruntime", "tvm")
     parts = [each for name in names for each in of_extra(metadata, name)]
     assert brought == {(each.name, each.specifier) for each in parts}
 

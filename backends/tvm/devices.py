@@ -1,0 +1,122 @@
+"""Where TVM's functions run: a CPU, or a GPU on one stream, where each is captured as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import c_void_p
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+
+Array = npt.NDArray[Any]
+Tensor = Any  # of TVM's runtime
+
+
+class Device(Protocol):
+    """A CPU or a GPU."""
+
+    handle: Any
+    """TVM's device."""
+
+    def replayed(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Callable[[], None]:
+        """Return how to call a bound function ever after; `advanced` are buffers it both reads and writes."""
+
+    def sync(self) -> None:
+        """Return when the device is idle."""
+
+    def stream(self) -> int | None:
+        """Return the handle of the CUDA stream."""
+
+
+class Cpu:
+    """The host, with TVM's pool of threads."""
+
+    def __init__(self) -> None:
+        self.handle = tvm.cpu()
+
+    def replayed(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Callable[[], None]:  # noqa: ARG002
+        """Return the call itself."""
+        return call
+
+    def sync(self) -> None:
+        """Return at once: a call returns when it is done."""
+
+    def stream(self) -> int | None:
+        """Return None."""
+        return None
+
+
+class Gpu:
+    """One GPU with a stream of its own, since CUDA's default stream cannot be captured."""
+
+    WARM_UPS = 2
+    """Calls before the capture, in which kernels are loaded and memory is taken from the driver."""
+
+    def __init__(self, index: int) -> None:
+        from cuda.bindings import runtime
+
+        self.cuda, self.handle = runtime, tvm.cuda(index)
+        succeed(runtime, runtime.cudaSetDevice(index))
+        self.created = succeed(runtime, runtime.cudaStreamCreate())
+        self.handle.set_raw_stream(c_void_p(int(self.created)))
+
+    def replayed(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Callable[[], None]:
+        """Capture a call as one CUDA graph when it first runs; `advanced` is then what it was before."""
+        graphs: list[Any] = []
+
+        def run() -> None:
+            if not graphs:
+                graphs.append(self.capture(call, advanced))
+            succeed(self.cuda, self.cuda.cudaGraphLaunch(graphs[0], self.created))
+
+        return run
+
+    def capture(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Any:
+        """Return an executable graph of one call."""
+        before = [each.numpy() for each in advanced]
+        for _ in range(self.WARM_UPS):
+            call()
+        self.sync()
+        for each, value in zip(advanced, before, strict=True):
+            each.copyfrom(value)
+        self.sync()
+        mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        succeed(self.cuda, self.cuda.cudaStreamBeginCapture(self.created, mode))
+        try:
+            call()
+        finally:
+            graph = succeed(self.cuda, self.cuda.cudaStreamEndCapture(self.created))
+        return succeed(self.cuda, self.cuda.cudaGraphInstantiate(graph, 0))
+
+    def sync(self) -> None:
+        """Wait for the stream, and for copies on CUDA's default one."""
+        self.handle.sync()
+        succeed(self.cuda, self.cuda.cudaStreamSynchronize(self.created))
+
+    def stream(self) -> int | None:
+        """Return the stream's handle."""
+        return int(self.created)
+
+
+def place(array: Array, handle: Any) -> Tensor:
+    """Copy an array to a device of TVM, aligned as its functions want it; bfloat16 goes by its bits."""
+    tensor = tvm.runtime.empty(array.shape, array.dtype.name, handle)
+    bits = f"uint{8 * array.itemsize}"
+    tensor._create_view(array.shape, bits).copyfrom(np.ascontiguousarray(array).view(bits))
+    return tensor
+
+
+@cache
+def open_device(name: str) -> Device:
+    """Open `cpu` or `cuda:N`, once a process."""
+    return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0))
+
+
+def succeed(runtime: Any, answer: tuple[Any, ...]) -> Any:
+    """Return what a call of the CUDA runtime gave besides its status; raises RuntimeError if it failed."""
+    if answer[0] != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"the GPU failed: {answer[0].name}")
+    return answer[1] if len(answer) > 1 else None

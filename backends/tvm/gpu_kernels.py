@@ -1,0 +1,269 @@
+"""TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, the next token.
+
+B sequences, T tokens, D hidden size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
+The position is read on the device, so that one CUDA graph serves every length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from models.layout import NUMPY_DTYPES
+
+SCHEDULED = {"tirx.is_scheduled": True, "tirx.noalias": True}
+LOWEST = -3.0e38
+FULL = 0xFFFFFFFF  # every lane of a warp
+
+
+def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) -> Any:
+    """Make what adds residual to x [rows, D] where asked to, and norms and scales the sum by weight [D]."""
+    vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
+    warps = min(32, max(1, width // vector // 32))
+    turns = -(-width // (warps * 32 * vector))
+
+    @T.prim_func(s_tir=True)
+    def add_rms_norm(
+        x_: T.handle, residual_: T.handle, weight_: T.handle, normed_: T.handle, total_: T.handle
+    ) -> None:
+        T.func_attr(SCHEDULED)
+        x = T.match_buffer(x_, (rows, width), dtype)
+        residual = T.match_buffer(residual_, (rows, width), dtype)
+        weight = T.match_buffer(weight_, (width,), dtype)
+        normed = T.match_buffer(normed_, (rows, width), dtype)
+        total = T.match_buffer(total_, (rows, width), dtype)
+        for row in T.thread_binding(rows, thread="blockIdx.x"):
+            for warp in T.thread_binding(warps, thread="threadIdx.y"):
+                for lane in T.thread_binding(32, thread="threadIdx.x"):
+                    with T.sblock("row"):
+                        T.reads(x[row, 0:width], residual[row, 0:width], weight[0:width])
+                        T.writes(normed[row, 0:width], total[row, 0:width])
+                        added = T.sblock_alloc_buffer((turns, vector), dtype, scope="local")
+                        scaled = T.sblock_alloc_buffer((vector,), dtype, scope="local")
+                        square = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                        parts = T.sblock_alloc_buffer((warps,), "float32", scope="shared")
+                        square[0] = T.float32(0)
+                        for turn in T.unroll(turns):
+                            start: T.let[T.int32] = ((turn * warps + warp) * 32 + lane) * vector
+                            if start < width:
+                                for i in T.vectorized(vector):
+                                    added[turn, i] = (
+                                        x[row, start + i] + residual[row, start + i]
+                                        if added_to
+                                        else x[row, start + i]
+                                    )
+                                for i in T.vectorized(vector):
+                                    total[row, start + i] = added[turn, i]
+                                for i in T.unroll(vector):
+                                    square[0] += T.Cast("float32", added[turn, i]) * T.Cast(
+                                        "float32", added[turn, i]
+                                    )
+                        for step in T.unroll(5):
+                            square[0] += T.tvm_warp_shuffle_xor(T.uint32(FULL), square[0], 16 >> step, 32, 32)
+                        if lane == 0:
+                            parts[warp] = square[0]
+                        T.tvm_storage_sync("shared")
+                        square[0] = T.float32(0)
+                        for other in T.unroll(warps):
+                            square[0] += parts[other]
+                        square[0] = T.rsqrt(square[0] / T.float32(width) + T.float32(eps))
+                        for turn in T.unroll(turns):
+                            start: T.let[T.int32] = ((turn * warps + warp) * 32 + lane) * vector
+                            if start < width:
+                                for i in T.vectorized(vector):
+                                    scaled[i] = weight[start + i]
+                                for i in T.unroll(vector):
+                                    scaled[i] = T.Cast(
+                                        dtype,
+                                        T.Cast("float32", added[turn, i])
+                                        * square[0]
+                                        * T.Cast("float32", scaled[i]),
+                                    )
+                                for i in T.vectorized(vector):
+                                    normed[row, start + i] = scaled[i]
+
+    return add_rms_norm
+
+
+def rotate_and_write(
+    batch: int, length: int, heads: int, cached_shape: tuple[int, ...], dtype: str, eps: float | None
+) -> Any:
+    """Make what takes qkv [B, T, (H + 2K) Dh] apart: rotated q [B, T, H, Dh], and k and v into the cache.
+
+    A warp takes one head of one token, whose q or k it norms first where `eps` is given.
+    """
+    _, kv_heads, capacity, width = cached_shape
+    rows, half = heads + 2 * kv_heads, width // 2
+    each = -(-half // 32)
+
+    @T.prim_func(s_tir=True)
+    def rotate_and_write(
+        qkv_: T.handle, cos_: T.handle, sin_: T.handle, q_norm_: T.handle, k_norm_: T.handle,
+        position_: T.handle, keys_: T.handle, values_: T.handle, q_: T.handle,
+    ) -> None:  # fmt: skip
+        T.func_attr({"tirx.is_scheduled": True})
+        qkv = T.match_buffer(qkv_, (batch, length, rows, width), dtype)
+        cos = T.match_buffer(cos_, (capacity, half), "float32")
+        sin = T.match_buffer(sin_, (capacity, half), "float32")
+        q_norm = T.match_buffer(q_norm_, (width,), dtype)
+        k_norm = T.match_buffer(k_norm_, (width,), dtype)
+        position = T.match_buffer(position_, (1,), "int64")
+        keys = T.match_buffer(keys_, cached_shape, dtype)
+        values = T.match_buffer(values_, cached_shape, dtype)
+        q = T.match_buffer(q_, (batch, length, heads, width), dtype)
+        for token in T.thread_binding(batch * length, thread="blockIdx.x"):
+            for row in T.thread_binding(rows, thread="blockIdx.y"):
+                for lane in T.thread_binding(32, thread="threadIdx.x"):
+                    with T.sblock("head"):
+                        T.reads(
+                            qkv[0:batch, 0:length, 0:rows, 0:width], cos[0:capacity, 0:half],
+                            sin[0:capacity, 0:half], q_norm[0:width], k_norm[0:width], position[0],
+                        )  # fmt: skip
+                        T.writes(
+                            q[0:batch, 0:length, 0:heads, 0:width],
+                            keys[0:batch, 0:kv_heads, 0:capacity, 0:width],
+                            values[0:batch, 0:kv_heads, 0:capacity, 0:width],
+                        )
+                        first = T.sblock_alloc_buffer((each,), "float32", scope="local")
+                        second = T.sblock_alloc_buffer((each,), "float32", scope="local")
+                        scale = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                        b: T.let[T.int32] = token // length
+                        t: T.let[T.int32] = token % length
+                        at: T.let[T.int32] = T.Cast("int32", position[0]) + t
+                        for i in T.unroll(each):
+                            first[i] = T.float32(0)
+                            second[i] = T.float32(0)
+                            if i * 32 + lane < half:
+                                first[i] = T.Cast("float32", qkv[b, t, row, i * 32 + lane])
+                                second[i] = T.Cast("float32", qkv[b, t, row, half + i * 32 + lane])
+                        if row < heads + kv_heads:
+                            if eps is not None:
+                                scale[0] = T.float32(0)
+                                for i in T.unroll(each):
+                                    scale[0] += first[i] * first[i] + second[i] * second[i]
+                                for step in T.unroll(5):
+                                    scale[0] += T.tvm_warp_shuffle_xor(
+                                        T.uint32(FULL), scale[0], 16 >> step, 32, 32
+                                    )
+                                scale[0] = T.rsqrt(scale[0] / T.float32(width) + T.float32(eps or 0.0))
+                                for i in T.unroll(each):
+                                    if i * 32 + lane < half:
+                                        # Rounded as the norm's result is, before it is rotated.
+                                        first[i] = T.Cast(
+                                            "float32",
+                                            T.Cast(
+                                                dtype,
+                                                first[i]
+                                                * scale[0]
+                                                * T.Cast(
+                                                    "float32",
+                                                    T.if_then_else(
+                                                        row < heads,
+                                                        q_norm[i * 32 + lane],
+                                                        k_norm[i * 32 + lane],
+                                                    ),
+                                                ),
+                                            ),
+                                        )
+                                        second[i] = T.Cast(
+                                            "float32",
+                                            T.Cast(
+                                                dtype,
+                                                second[i]
+                                                * scale[0]
+                                                * T.Cast(
+                                                    "float32",
+                                                    T.if_then_else(
+                                                        row < heads,
+                                                        q_norm[half + i * 32 + lane],
+                                                        k_norm[half + i * 32 + lane],
+                                                    ),
+                                                ),
+                                            ),
+                                        )
+                            for i in T.unroll(each):
+                                if i * 32 + lane < half:
+                                    d: T.let[T.int32] = i * 32 + lane
+                                    low: T.let[T.float32] = first[i] * cos[at, d] - second[i] * sin[at, d]
+                                    high: T.let[T.float32] = second[i] * cos[at, d] + first[i] * sin[at, d]
+                                    if row < heads:
+                                        q[b, t, row, d] = T.Cast(dtype, low)
+                                        q[b, t, row, half + d] = T.Cast(dtype, high)
+                                    else:
+                                        keys[b, row - heads, at, d] = T.Cast(dtype, low)
+                                        keys[b, row - heads, at, half + d] = T.Cast(dtype, high)
+                        else:
+                            for i in T.unroll(each):
+                                if i * 32 + lane < half:
+                                    values[b, row - heads - kv_heads, at, i * 32 + lane] = T.Cast(
+                                        dtype, first[i]
+                                    )
+                                    values[b, row - heads - kv_heads, at, half + i * 32 + lane] = T.Cast(
+                                        dtype, second[i]
+                                    )
+
+    return rotate_and_write
+
+
+def finish(batch: int, vocab: int, dtype: str, length: int) -> Any:
+    """Make what keeps new logits [B, V], chooses each row's greedy token, and moves the position on.
+
+    logits [B, V], token int32 [B] and position int64 [1] are written where they lie.
+    """
+    warps = 32
+    threads = warps * 32
+
+    @T.prim_func(s_tir=True)
+    def finish(
+        new_: T.handle, start_: T.handle, logits_: T.handle, token_: T.handle, position_: T.handle
+    ) -> None:
+        T.func_attr({"tirx.is_scheduled": True})
+        new = T.match_buffer(new_, (batch, vocab), dtype)
+        start = T.match_buffer(start_, (1,), "int64")
+        logits = T.match_buffer(logits_, (batch, vocab), dtype)
+        token = T.match_buffer(token_, (batch,), "int32")
+        position = T.match_buffer(position_, (1,), "int64")
+        for b in T.thread_binding(batch, thread="blockIdx.x"):
+            for warp in T.thread_binding(warps, thread="threadIdx.y"):
+                for lane in T.thread_binding(32, thread="threadIdx.x"):
+                    with T.sblock("row"):
+                        T.reads(new[b, 0:vocab], start[0])
+                        T.writes(logits[b, 0:vocab], token[b], position[0])
+                        most = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                        place = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                        other = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                        there = T.sblock_alloc_buffer((1,), "int32", scope="local")
+                        mosts = T.sblock_alloc_buffer((warps,), "float32", scope="shared")
+                        places = T.sblock_alloc_buffer((warps,), "int32", scope="shared")
+                        most[0] = T.float32(LOWEST)
+                        place[0] = 0
+                        for turn in T.serial(T.ceildiv(vocab, threads)):
+                            v: T.let[T.int32] = turn * threads + warp * 32 + lane
+                            if v < vocab:
+                                logits[b, v] = new[b, v]
+                                if T.Cast("float32", new[b, v]) > most[0]:
+                                    most[0] = T.Cast("float32", new[b, v])
+                                    place[0] = v
+                        for step in T.unroll(5):
+                            other[0] = T.tvm_warp_shuffle_xor(T.uint32(FULL), most[0], 16 >> step, 32, 32)
+                            there[0] = T.tvm_warp_shuffle_xor(T.uint32(FULL), place[0], 16 >> step, 32, 32)
+                            if other[0] > most[0] or (other[0] == most[0] and there[0] < place[0]):
+                                most[0] = other[0]
+                                place[0] = there[0]
+                        if lane == 0:
+                            mosts[warp] = most[0]
+                            places[warp] = place[0]
+                        T.tvm_storage_sync("shared")
+                        if warp == 0 and lane == 0:
+                            for w in T.serial(1, warps):
+                                other[0] = mosts[w]
+                                there[0] = places[w]
+                                if other[0] > most[0] or (other[0] == most[0] and there[0] < place[0]):
+                                    most[0] = other[0]
+                                    place[0] = there[0]
+                            token[b] = place[0]
+                            if b == 0:
+                                position[0] = start[0] + T.int64(length)
+
+    return finish

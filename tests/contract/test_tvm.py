@@ -1,0 +1,170 @@
+"""What `tvm` promises beyond the contract: nothing copied, weights outside, threads and libraries as told."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends import registry
+from backends.contract import Shapes, Target, Unsupported
+from backends.tvm import choose
+from models.checkpoint import Weights
+from tests.contract.child import threads_of
+from tests.contract.reference import FAMILIES, LLAMA, reference_logits
+
+tvm = pytest.importorskip("tvm")
+
+from backends.tvm.compiler import CACHE  # noqa: E402 (tvm may be missing)
+from backends.tvm.engine import TvmEngine  # noqa: E402
+from backends.tvm.lowering import lower_definition  # noqa: E402
+from backends.tvm.ops import Decode, Prefill  # noqa: E402
+from backends.tvm.pipeline import build_pipeline  # noqa: E402
+from backends.tvm.targets import name_target  # noqa: E402
+from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill  # noqa: E402
+
+SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)
+TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
+CPU = Target("cpu", "float32", "any")
+OpenFamily = Callable[[str, str], Weights]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compile once what several tests load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("tvm")))
+        yield
+
+
+def load(weights: Weights) -> TvmEngine:
+    backend = registry.find("tvm")
+    artefact = backend.build(weights.config, SHAPES, replace(CPU, dtype=weights.dtype), {})
+    engine = backend.load(artefact, weights)
+    assert isinstance(engine, TvmEngine)
+    return engine
+
+
+PHASES = {"stock": (Prefill, Decode), "cpu": (CpuOps, CpuOps), "gpu": (GpuPrefill, GpuDecode)}
+
+
+@pytest.mark.parametrize("phases", PHASES)
+def test_each_function_writes_its_state_where_it_lies(phases: str) -> None:
+    """What a function returns of the state is the state's own buffer, through in-place calls alone."""
+    module = lower_definition(LLAMA, SHAPES, "bfloat16", *PHASES[phases])
+    for name in ("prefill_4", "prefill_8", "decode"):
+        function = module[name]
+        bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+        results = list(bindings[function.body.body].fields)
+        state = list(function.params)[-len(results) :]
+        assert len(results) == 3 + 2 * LLAMA.layers
+        assert [written_to(result, bindings) for result in results] == state
+
+
+def written_to(result: Any, bindings: dict[Any, Any]) -> Any:
+    """Follow an output of `call_tir_inplace` to the argument that it is."""
+    value, output = bindings[result], 0
+    if isinstance(value, tvm.relax.TupleGetItem):
+        value, output = bindings[value.tuple_value], value.index
+    assert value.op.name == "relax.call_tir_inplace", value
+    place = int(value.attrs.inplace_indices[output])
+    return value.args[1].fields[place]
+
+
+def test_a_compiled_step_allocates_less_than_one_layer_of_the_cache() -> None:
+    shapes = replace(SHAPES, capacity=4096)
+    target = name_target(CPU, stock=False)
+    with target:
+        module = build_pipeline(target)(lower_definition(LLAMA, shapes, "float32", CpuOps, CpuOps))
+    sizes = [int(size) for size in re.findall(r"alloc_storage\(R\.shape\(\[(\d+)\]\)", module.script())]
+    assert sizes, "the text names storages otherwise: read their sizes anew"
+    assert max(sizes) < 4 * shapes.batch * LLAMA.kv_heads * shapes.capacity * LLAMA.head_dim
+
+
+def test_a_decode_call_leaves_every_buffer_where_it_is(open_family: OpenFamily) -> None:
+    engine = load(open_family("llama", "float32"))
+    before = [each.data_ptr() for each in engine.state]
+    engine.stage(TOKENS[:, :8])
+    engine.prefill()
+    first = engine.state[3].numpy()
+    engine.decode()
+    assert [each.data_ptr() for each in engine.state] == before
+    changed = (engine.state[3].numpy() != first).any(axis=(0, 1, 3))  # [C], of the first layer's keys
+    assert changed.nonzero()[0].tolist() == [8]
+    engine.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float16_gives_the_reference_logits(open_family: OpenFamily, family: str) -> None:
+    weights = open_family(family, "float16")  # the contract suite has the other two data types
+    engine, expected = load(weights), reference_logits(weights, TOKENS[:, :12])
+
+    def check(position: int) -> None:
+        error = np.sqrt(np.mean((engine.logits() - expected[:, position]) ** 2) / np.mean(expected**2))
+        assert error < 0.003, position
+
+    engine.stage(TOKENS[:, :8])
+    engine.prefill()
+    check(7)
+    engine.rewind(3)
+    engine.poison(3)
+    for position in range(3, 7):
+        engine.feed(TOKENS[:, position])
+        engine.decode()
+        check(position)
+    engine.close()
+
+
+def test_engines_share_one_copy_of_the_weights(open_family: OpenFamily) -> None:
+    weights = open_family("llama", "float32")
+    one, other = load(weights), load(weights)
+    assert one.constants[0].same_as(other.constants[0])
+    one.close()
+    other.close()
+
+
+def test_a_gpu_is_not_built_for_where_the_library_would_hold_source() -> None:
+    if tvm.runtime.enabled("cuda"):
+        pytest.skip("TVM's CUDA runtime is loaded here")
+    with pytest.raises(Unsupported, match=r"cannot load its CUDA runtime"):
+        registry.find("tvm").build(LLAMA, SHAPES, Target("cuda:0", "bfloat16", "sm_90"), {})
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_a_gpu_that_is_not_here_is_built_for(architecture: str) -> None:
+    if not tvm.runtime.enabled("cuda"):
+        pytest.skip("TVM cannot load its CUDA runtime here: there is no libcuda.so.1")
+    config = replace(LLAMA, hidden_size=128, intermediate_size=128, head_dim=64)
+    artefact = registry.find("tvm").build(config, SHAPES, Target("cuda:0", "bfloat16", architecture), {})
+    assert b"\x50\xed\x55\xba" in artefact.payload.library, "no machine code: a fat binary starts so"
+    assert "tensor_core_product" in artefact.provenance
+
+
+def test_options_are_settled_before_anything_is_compiled() -> None:
+    gpu = Target("cuda:0", "bfloat16", "sm_90")
+    assert choose({"stock": ""}, gpu).provenance == "stock"
+    assert choose({}, CPU).provenance.startswith("patched: RowProduct")
+    assert choose({"library": "cublas"}, gpu).provenance.endswith("cuBLAS for prefill")
+    with pytest.raises(Unsupported, match="for products on a GPU, not on cpu"):
+        choose({"library": "cublas"}, CPU)
+    with pytest.raises(Unsupported, match="leave it out in float32"):
+        choose({"library": "cublas"}, replace(gpu, dtype="float32"))
+    with pytest.raises(Unsupported, match="leave out the other options"):
+        choose({"stock": "", "library": "cublas"}, gpu)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_a_worker_has_the_threads_it_is_given_and_its_second_start_compiles_nothing(
+    open_family: OpenFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TVM_NUM_THREADS", raising=False)  # which an engine loaded in this process has set
+    folder = open_family("llama", "float32").folder
+    for count, workers in ((1, 0), (3, 3)):  # one thread works itself, more are workers that it waits for
+        assert len(threads_of("tvm", folder, count, {CACHE: str(tmp_path)})) == 1 + workers
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert [Path(name).suffix for name in kept] == [".so"]
+    threads_of("tvm", folder, 3, {CACHE: str(tmp_path)})
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
