@@ -10,7 +10,7 @@ from torch import Tensor
 from backends.handwritten import attention, kernels
 from backends.torch_engine import State
 
-TILE = 8192
+TILE = 16384
 """Elements of a matrix that a program multiplies, so that a few programs keep an SM's loads busy."""
 WARP_ELEMENTS = 2048
 """Elements of them that one warp holds: 64 a thread."""

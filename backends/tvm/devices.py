@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import c_void_p
 from functools import cache
 from typing import Any, Protocol
 
@@ -61,7 +60,7 @@ class Gpu:
         self.cuda, self.handle = runtime, tvm.cuda(index)
         succeed(runtime, runtime.cudaSetDevice(index))
         self.created = succeed(runtime, runtime.cudaStreamCreate())
-        self.handle.set_raw_stream(c_void_p(int(self.created)))
+        self.handle.set_raw_stream(int(self.created))
 
     def replayed(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Callable[[], None]:
         """Capture a call as one CUDA graph when it first runs; `advanced` is then what it was before."""
