@@ -1,6 +1,6 @@
-"""TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, the next token.
+"""TIR for a GPU, scheduled by hand: norms, the gate, rope with the write to the cache, the next token.
 
-B sequences, T tokens, D hidden size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
+B sequences, T tokens, D hidden size, F intermediate size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
 The position is read on the device, so that one CUDA graph serves every length.
 """
 
@@ -84,6 +84,42 @@ def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) 
                                     normed[row, start + i] = scaled[i]
 
     return add_rms_norm
+
+
+def swiglu(rows: int, width: int, dtype: str) -> Any:
+    """Make silu(gate) * up in float32, rounded once, of [rows, 2 F]; gives [rows, F]."""
+    vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
+    across = width // vector
+
+    @T.prim_func(s_tir=True)
+    def swiglu(gate_up_: T.handle, out_: T.handle) -> None:
+        T.func_attr(SCHEDULED)
+        gate_up = T.match_buffer(gate_up_, (rows, 2 * width), dtype)
+        out = T.match_buffer(out_, (rows, width), dtype)
+        for block in T.thread_binding(T.ceildiv(rows * across, 256), thread="blockIdx.x"):
+            for thread in T.thread_binding(256, thread="threadIdx.x"):
+                with T.sblock("part"):
+                    T.reads(gate_up[0:rows, 0 : 2 * width])
+                    T.writes(out[0:rows, 0:width])
+                    gate = T.sblock_alloc_buffer((vector,), dtype, scope="local")
+                    up = T.sblock_alloc_buffer((vector,), dtype, scope="local")
+                    value = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                    part: T.let[T.int32] = block * 256 + thread
+                    row: T.let[T.int32] = part // across
+                    start: T.let[T.int32] = part % across * vector
+                    if row < rows:
+                        for i in T.vectorized(vector):
+                            gate[i] = gate_up[row, start + i]
+                        for i in T.vectorized(vector):
+                            up[i] = gate_up[row, width + start + i]
+                        for i in T.unroll(vector):
+                            value[0] = T.Cast("float32", gate[i])
+                            value[0] = value[0] / (T.float32(1) + T.exp(-value[0]))
+                            gate[i] = T.Cast(dtype, value[0] * T.Cast("float32", up[i]))
+                        for i in T.vectorized(vector):
+                            out[row, start + i] = gate[i]
+
+    return swiglu
 
 
 def rotate_and_write(

@@ -79,6 +79,14 @@ class GpuOps(RelaxOps):
         normed, total = self.call_several(kernel, [*flat, weight], [shape, shape])
         return self.emit(op.reshape(normed, sizes(x))), self.emit(op.reshape(total, sizes(x)))
 
+    def swiglu(self, gate_up: Var) -> Var:
+        """Compute silu(gate) * up in float32, rounded once."""
+        batch, length, width = sizes(gate_up)
+        flat = self.emit(op.reshape(gate_up, (batch * length, width)))
+        kernel = gpu_kernels.swiglu(batch * length, width // 2, self.dtype)
+        gated = self.call(kernel, [flat], (batch * length, width // 2))
+        return self.emit(op.reshape(gated, (batch, length, width // 2)))
+
     def call_several(
         self, function: Any, inputs: Sequence[Var], shapes: Sequence[Sequence[int]]
     ) -> list[Var]:
