@@ -1,7 +1,7 @@
 """TIR for a GPU, scheduled by hand: norms, the gate, rope with the write to the cache, the next token.
 
-B sequences, T tokens, D hidden size, F intermediate size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
-The position is read on the device, so that one CUDA graph serves every length.
+B sequences, T tokens, D hidden and F intermediate size, H query and K key/value heads, Dh head size,
+C capacity, V vocabulary. The position is read on the device, so that one CUDA graph serves every length.
 """
 
 from __future__ import annotations

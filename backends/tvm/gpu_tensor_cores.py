@@ -119,8 +119,8 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
                             for k in T.unroll(DEEP - 1):
                                 read(tile, left, right, stage, k + 1, row0, column0, lane)
                                 multiply(sums, left, right, k)
-                            # The slice is in registers to its end: its place is free, and what comes first of
-                            # the next one is read while the tensor cores are still busy with the last of this.
+                            # The slice is in registers to its end: its place is free, and the next one's
+                            # first operands are read while the tensor cores are busy with its last.
                             T.evaluate(T.ptx["cp.async.wait_group"](STAGES - 2))
                             T.tvm_storage_sync("shared.dyn")
                             coming: T.let[T.int32] = step + STAGES
