@@ -13,6 +13,7 @@ from backends.tvm import (
     cpu_kernels,
     gpu_decode_attention,
     gpu_kernels,
+    gpu_next_token,
     gpu_prefill_attention,
     gpu_products,
     gpu_tensor_cores,
@@ -129,9 +130,13 @@ class GpuOps(RelaxOps):
 
     def finish(self, step: tuple[Var, Var], length: int, state: Sequence[Var]) -> list[Var]:
         """Keep the logits, choose the next token and move the position on."""
-        batch, vocab = sizes(step[0])
-        kernel = gpu_kernels.finish(batch, vocab, self.dtype, length)
-        return call_inplace(self.builder, kernel, [step[0], self.position, *state], [2, 3, 4])
+        (batch, vocab), (logits, token, position) = sizes(step[0]), state
+        kernel = gpu_next_token.keep_logits(batch, vocab, self.dtype)
+        parts = [relax.TensorType((batch, gpu_next_token.PARTS), dtype) for dtype in ("float32", "int32")]
+        mosts, places, logits = call_inplace(self.builder, kernel, [step[0], logits], [1], *parts)
+        chosen = gpu_next_token.choose_token(batch, length)
+        arguments = [mosts, places, self.position, token, position]
+        return [logits, *call_inplace(self.builder, chosen, arguments, [3, 4])]
 
 
 class GpuPrefill(GpuOps, Prefill):
