@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.cuda_tools import tool_release
+from backends.tvm.plan import LIBRARIES, Plan, choose, on_gpu
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -19,54 +22,15 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
-LIBRARIES = ("none", "cublas")
-
-CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
-"""Schedules and TIR of ours on a CPU."""
-GPU_KERNELS = (
-    "skinny_product",
-    "tensor_core_product",
-    "prefill_attention",
-    "decode_attention",
-    "rotate_and_write",
-    "add_rms_norm",
-    "finish",
-)
-"""TIR of ours on a GPU."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the model is lowered and compiled."""
-
-    stock: bool
-    """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
-    library: bool
-    """Whether the products of a prefill are NVIDIA's."""
-    provenance: str
-
-
-def choose(options: Mapping[str, str], target: Target) -> Plan:
-    """Settle what the options leave open; raises Unsupported for what the device has not."""
-    on_gpu = target.device.startswith("cuda")
-    library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
-    if "stock" in options:
-        if len(options) > 1:
-            raise Unsupported("tvm[stock] has no settings: leave out the other options")
-        return Plan(stock=True, library=False, provenance="stock")
-    if library and not on_gpu:
-        raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
-    if library and target.dtype == "float32":
-        raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
-    ours = GPU_KERNELS if on_gpu else CPU_KERNELS
-    named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(False, library, f"patched: {', '.join(named)}")
+LIBRARY = "model.so"
+"""Name of the saved library."""
 
 
 class Tvm:
     """Compiles one function for each prompt length and one for every decode step."""
 
     name = "tvm"
+    machine_code = True
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(
@@ -80,14 +44,14 @@ class Tvm:
             prepare()
             import tvm
 
-            on_gpu = tvm.cuda(0).exist
+            has_gpu = tvm.cuda(0).exist
         except ModuleNotFoundError as error:
             return Probe(reason=f"{error.name} is not installed", install=INSTALL)
         except Exception as error:  # a half-installed package fails in many ways
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             return Probe(reason=f"tvm cannot be used: {cause}", install=INSTALL)
         versions = {name: version(name) for name in PACKAGES}
-        devices = ("cpu", "cuda") if on_gpu else ("cpu",)
+        devices = ("cpu", "cuda") if has_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
     def build(
@@ -98,6 +62,24 @@ class Tvm:
         plan = choose(options, target)
         program = compile_program(config, shapes, target, plan)
         return Artefact(config, shapes, target, options, "common", plan.provenance, payload=program)
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
+        """Tell the versions of TVM, and of NVIDIA's compiler for a GPU."""
+        found = {name: version(name) for name in PACKAGES}
+        return found | {"nvcc": nvcc_release()} if on_gpu(target) else found
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write the shared library, which has all functions."""
+        program: Program = artefact.payload
+        (folder / LIBRARY).write_bytes(program.library)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Read the library that was saved."""
+        prepare()
+        plan = choose(artefact.options, artefact.target)
+        library = (folder / LIBRARY).read_bytes()
+        config, shapes, dtype = artefact.config, artefact.shapes, artefact.target.dtype
+        return replace(artefact, payload=describe(config, shapes, dtype, plan, library))
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -115,14 +97,20 @@ def prepare() -> None:
         os.environ.setdefault("TVM_CUDA_COMPILE_MODE", "nvcc")
 
 
+def nvcc_release() -> str:
+    """Tell the release of NVIDIA's compiler; raises Unsupported."""
+    found = tool_release("nvcc")
+    if found is None:
+        raise Unsupported("there is no nvcc here: put CUDA's on the path")
+    return found
+
+
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
     """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
     from backends.tvm.compiler import compile_module, kept_or
-    from backends.tvm.engine import Program
-    from backends.tvm.lowering import lower_definition, state_layout
+    from backends.tvm.lowering import lower_definition
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
-    from models.rope import rope_tables
 
     named = name_target(target, plan.stock)
 
@@ -131,8 +119,16 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
         return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
-    library = kept_or(parts, compile_it)
-    state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
+    return describe(config, shapes, target.dtype, plan, kept_or(parts, compile_it))
+
+
+def describe(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, library: bytes) -> Program:
+    """Describe how a library that was compiled by the plan is called."""
+    from backends.tvm.engine import Program
+    from backends.tvm.lowering import state_layout
+    from models.rope import rope_tables
+
+    state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, dtype)]
     return Program(rope_tables(config, shapes.capacity), library, state, plan.library)
 
 

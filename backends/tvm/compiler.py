@@ -14,6 +14,7 @@ import tvm
 from tvm.target import Target as TvmTarget
 
 from backends.contract import Unsupported
+from backends.tvm.driver import load_runtime_without_driver
 
 CACHE = "TVM_CACHE_DIR"
 """Names the folder that libraries are kept in; without it every build compiles. TVM has no cache."""
@@ -40,14 +41,21 @@ def kept_or(parts: Mapping[str, Any], compile_library: Callable[[], bytes]) -> b
 
 def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
     """Compile a Relax module to a shared library; raises Unsupported."""
-    if target.kind.name == "cuda" and not tvm.runtime.enabled("cuda"):
-        raise Unsupported(
-            "TVM cannot load its CUDA runtime (is there a libcuda.so.1?): the library would hold source, "
-            "not machine code"
-        )
+    if target.kind.name == "cuda":
+        need_cuda_runtime()
     with target, tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.so"
         executable.export_library(str(path))
         return path.read_bytes()
+
+
+def need_cuda_runtime() -> None:
+    """Load TVM's CUDA runtime, without which a library would hold source; raises Unsupported."""
+    if not tvm.runtime.enabled("cuda"):
+        try:
+            load_runtime_without_driver()
+        except (RuntimeError, OSError) as error:
+            cause = str(error).splitlines()[0]
+            raise Unsupported(f"TVM cannot load its CUDA runtime here: {cause}") from error

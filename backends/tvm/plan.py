@@ -1,0 +1,54 @@
+"""What the options of `tvm` settle, before anything of the framework is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backends.contract import Target, Unsupported
+
+LIBRARIES = ("none", "cublas")
+CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
+"""Schedules and TIR of ours on a CPU."""
+GPU_KERNELS = (
+    "skinny_product",
+    "tensor_core_product",
+    "prefill_attention",
+    "decode_attention",
+    "rotate_and_write",
+    "add_rms_norm",
+    "finish",
+)
+"""TIR of ours on a GPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the model is lowered and compiled."""
+
+    stock: bool
+    """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
+    library: bool
+    """Whether the products of a prefill are NVIDIA's."""
+    provenance: str
+
+
+def choose(options: Mapping[str, str], target: Target) -> Plan:
+    """Settle what the options leave open; raises Unsupported for what the device has not."""
+    library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
+    if "stock" in options:
+        if len(options) > 1:
+            raise Unsupported("tvm[stock] has no settings: leave out the other options")
+        return Plan(stock=True, library=False, provenance="stock")
+    if library and not on_gpu(target):
+        raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
+    if library and target.dtype == "float32":
+        raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
+    ours = GPU_KERNELS if on_gpu(target) else CPU_KERNELS
+    named = [*ours, *(["cuBLAS for prefill"] if library else [])]
+    return Plan(False, library, f"patched: {', '.join(named)}")
+
+
+def on_gpu(target: Target) -> bool:
+    """Tell whether the target is a GPU."""
+    return target.device.startswith("cuda")
