@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
-from backends.tvm.plan import LIBRARIES, Plan, choose, on_gpu
+from backends.tvm.plan import LIBRARIES, SOURCES, Plan, choose, on_gpu
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -35,6 +35,9 @@ class Tvm:
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(
             "whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES
+        ),
+        "import": Option(
+            "where the model comes from; torch: a torch.export graph by Relax's importer", SOURCES
         ),
     }
 
@@ -61,11 +64,13 @@ class Tvm:
         prepare()
         plan = choose(options, target)
         program = compile_program(config, shapes, target, plan)
-        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=program)
+        definition = "imported" if plan.imported else "common"
+        return Artefact(config, shapes, target, options, definition, plan.provenance, payload=program)
 
-    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
-        """Tell the versions of TVM, and of NVIDIA's compiler for a GPU."""
-        found = {name: version(name) for name in PACKAGES}
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Tell the versions of TVM, of torch for what it exports, and of NVIDIA's compiler for a GPU."""
+        packages = [*PACKAGES, *(["torch"] if choose(options, target).imported else [])]
+        found = {name: version(name) for name in packages}
         return found | {"nvcc": nvcc_release()} if on_gpu(target) else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
@@ -85,8 +90,9 @@ class Tvm:
         """Place the weights and allocate the state."""
         prepare()
         from backends.tvm.engine import TvmEngine
+        from backends.tvm.imported import ImportedEngine
 
-        return TvmEngine(artefact, weights)
+        return (TvmEngine if artefact.payload.in_place else ImportedEngine)(artefact, weights)
 
 
 def prepare() -> None:
@@ -108,6 +114,7 @@ def nvcc_release() -> str:
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
     """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
     from backends.tvm.compiler import compile_module, kept_or
+    from backends.tvm.imported import lower_import
     from backends.tvm.lowering import lower_definition
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
@@ -115,7 +122,10 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     named = name_target(target, plan.stock)
 
     def compile_it() -> bytes:
-        module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
+        if plan.imported:
+            module = lower_import(config, shapes, target.dtype)
+        else:
+            module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
         return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
@@ -126,10 +136,11 @@ def describe(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, libr
     """Describe how a library that was compiled by the plan is called."""
     from backends.tvm.engine import Program
     from backends.tvm.lowering import state_layout
-    from models.rope import rope_tables
+    from models.rope import rope_tables, whole_head_tables
 
     state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, dtype)]
-    return Program(rope_tables(config, shapes.capacity), library, state, plan.library)
+    tables = (whole_head_tables if plan.imported else rope_tables)(config, shapes.capacity)
+    return Program(tables, library, state, vendor=plan.library, in_place=not plan.imported)
 
 
 def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps]]:

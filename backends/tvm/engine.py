@@ -34,6 +34,8 @@ class Program:
     """Shape and dtype of logits, next token, position, then keys and values of each layer."""
     vendor: bool = False
     """Whether functions call NVIDIA's library."""
+    in_place: bool = True
+    """Whether functions write the state, or take of it what they read and return all of it anew."""
 
 
 LOGITS, TOKEN, POSITION = 0, 1, 2

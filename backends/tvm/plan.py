@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from backends.contract import Target, Unsupported
 
 LIBRARIES = ("none", "cublas")
+SOURCES = ("definition", "torch")
 CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
 """Schedules and TIR of ours on a CPU."""
 GPU_KERNELS = (
@@ -27,26 +28,30 @@ class Plan:
     """How the model is lowered and compiled."""
 
     stock: bool
-    """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
-    library: bool
-    """Whether the products of a prefill are NVIDIA's."""
+    """Whether TVM's default pipeline compiles Relax's own operators, for TVM's own name of the device."""
     provenance: str
+    library: bool = False
+    """Whether the products of a prefill are NVIDIA's."""
+    imported: bool = False
+    """Whether a torch.export graph is compiled instead of the definition."""
 
 
 def choose(options: Mapping[str, str], target: Target) -> Plan:
     """Settle what the options leave open; raises Unsupported for what the device has not."""
     library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
-    if "stock" in options:
+    imported = options.get("import", SOURCES[0]) != SOURCES[0]
+    if imported or "stock" in options:
         if len(options) > 1:
-            raise Unsupported("tvm[stock] has no settings: leave out the other options")
-        return Plan(stock=True, library=False, provenance="stock")
+            name = "import=torch" if imported else "stock"
+            raise Unsupported(f"tvm[{name}] has no settings: leave out the other options")
+        return Plan(stock=True, provenance="stock", imported=imported)
     if library and not on_gpu(target):
         raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
     if library and target.dtype == "float32":
         raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
     ours = GPU_KERNELS if on_gpu(target) else CPU_KERNELS
     named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(False, library, f"patched: {', '.join(named)}")
+    return Plan(stock=False, provenance=f"patched: {', '.join(named)}", library=library)
 
 
 def on_gpu(target: Target) -> bool:

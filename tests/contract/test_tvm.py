@@ -148,8 +148,18 @@ def test_options_are_settled_before_anything_is_compiled() -> None:
         choose({"library": "cublas"}, CPU)
     with pytest.raises(Unsupported, match="leave it out in float32"):
         choose({"library": "cublas"}, replace(gpu, dtype="float32"))
-    with pytest.raises(Unsupported, match="leave out the other options"):
-        choose({"stock": "", "library": "cublas"}, gpu)
+    assert choose({"import": "torch"}, gpu).provenance == "stock"
+    for alone in ({"stock": ""}, {"import": "torch"}):
+        with pytest.raises(Unsupported, match="leave out the other options"):
+            choose({**alone, "library": "cublas"}, gpu)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_importer_refuses_16_bits_in_its_own_words(dtype: str) -> None:
+    """It makes each product float32, whatever torch made, and does not put that into a cache of 16 bits."""
+    reason = rf"ScatterElements op requires .* data: T\.{dtype}, updates: T\.float32"
+    with pytest.raises(Unsupported, match=rf"Relax's importer refuses the torch\.export graph: {reason}"):
+        registry.find("tvm").build(LLAMA, SHAPES, replace(CPU, dtype=dtype), {"import": "torch"})
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
