@@ -65,6 +65,17 @@ def test_each_function_writes_its_state_where_it_lies(phases: str) -> None:
         assert [written_to(result, bindings) for result in results] == state
 
 
+def test_tvms_own_passes_for_a_gpu_take_the_stock_functions() -> None:
+    """They fuse what they can, and a function that writes its argument is none of it."""
+    target = name_target(Target("cuda:0", "bfloat16", "sm_90"), stock=True)
+    with target:
+        lowered = tvm.relax.get_default_pipeline(target)(
+            lower_definition(LLAMA, SHAPES, "bfloat16", Prefill, Decode)
+        )
+    names = {variable.name_hint for variable in lowered.functions}
+    assert {"prefill_4", "prefill_8", "decode", "poison", "write_cache", "overwrite"} <= names
+
+
 def written_to(result: Any, bindings: dict[Any, Any]) -> Any:
     """Follow an output of `call_tir_inplace` to the argument that it is."""
     value, output = bindings[result], 0
