@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.tvm.plan import LIBRARIES, SOURCES, Plan, choose, on_gpu
 from models.checkpoint import Weights
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
-LIBRARY = "model.so"
-"""Name of the saved library."""
 
 
 class Tvm:
@@ -36,6 +34,7 @@ class Tvm:
         "library": Option(
             "whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES
         ),
+        "tune": Option("how many schedules of products MetaSchedule times on the device", ANY_NUMBER),
         "import": Option(
             "where the model comes from; torch: a torch.export graph by Relax's importer", SOURCES
         ),
@@ -64,8 +63,16 @@ class Tvm:
         prepare()
         plan = choose(options, target)
         program = compile_program(config, shapes, target, plan)
-        definition = "imported" if plan.imported else "common"
-        return Artefact(config, shapes, target, options, definition, plan.provenance, payload=program)
+        return Artefact(
+            config,
+            shapes,
+            target,
+            options,
+            definition="imported" if plan.imported else "common",
+            provenance=plan.provenance,
+            payload=program,
+            untuned=plan.untuned,
+        )
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
         """Tell the versions of TVM, of torch for what it exports, and of NVIDIA's compiler for a GPU."""
@@ -74,17 +81,41 @@ class Tvm:
         return found | {"nvcc": nvcc_release()} if on_gpu(target) else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
-        """Write the shared library, which has all functions."""
+        """Write the shared library, which has all functions, and the database of trials if there were any."""
         program: Program = artefact.payload
-        (folder / LIBRARY).write_bytes(program.library)
+        for name, content in program.files.items():
+            (folder / name).write_bytes(content)
 
     def open(self, artefact: Artefact, folder: Path) -> Artefact:
         """Read the library that was saved."""
         prepare()
+        from backends.tvm.compiler import LIBRARY
+
         plan = choose(artefact.options, artefact.target)
-        library = (folder / LIBRARY).read_bytes()
+        files = {LIBRARY: (folder / LIBRARY).read_bytes()}
         config, shapes, dtype = artefact.config, artefact.shapes, artefact.target.dtype
-        return replace(artefact, payload=describe(config, shapes, dtype, plan, library))
+        return replace(artefact, payload=describe(config, shapes, dtype, plan, files))
+
+    def tunes(self, options: Mapping[str, str]) -> bool:
+        """Tell whether trials were asked for."""
+        return "tune" in options
+
+    def tune(
+        self,
+        config: DecoderConfig,
+        shapes: Shapes,
+        target: Target,
+        options: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        """Spend the trials on the device and keep the database."""
+        prepare()
+        from backends.tvm.targets import name_target
+        from backends.tvm.tuning import tune_products
+
+        plan = choose(options, target)
+        module = lower(config, shapes, target, plan)
+        tune_products(module, name_target(target, plan.stock), plan.trials, folder)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -113,26 +144,37 @@ def nvcc_release() -> str:
 
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
     """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
-    from backends.tvm.compiler import compile_module, kept_or
-    from backends.tvm.imported import lower_import
-    from backends.tvm.lowering import lower_definition
+    from backends.tvm.compiler import LIBRARY, compile_module, kept_or
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
+    from backends.tvm.tuning import compile_tuned, read_database
 
     named = name_target(target, plan.stock)
+    known = read_database(Path(target.tuning)) if plan.trials and target.tuning else None
 
-    def compile_it() -> bytes:
-        if plan.imported:
-            module = lower_import(config, shapes, target.dtype)
-        else:
-            module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
-        return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
+    def make_files() -> Mapping[str, bytes]:
+        module = lower(config, shapes, target, plan)
+        if plan.trials and not plan.untuned:
+            return compile_tuned(module, named, plan.trials, known)
+        return {LIBRARY: compile_module(module, named, "default" if plan.stock else build_pipeline(named))}
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
-    return describe(config, shapes, target.dtype, plan, kept_or(parts, compile_it))
+    return describe(config, shapes, target.dtype, plan, kept_or({**parts, "known": known}, make_files))
 
 
-def describe(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, library: bytes) -> Program:
+def lower(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Any:
+    """Write the model as a Relax module, the definition's or an imported graph's; raises Unsupported."""
+    from backends.tvm.imported import lower_import
+    from backends.tvm.lowering import lower_definition
+
+    if plan.imported:
+        return lower_import(config, shapes, target.dtype)
+    return lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
+
+
+def describe(
+    config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, files: Mapping[str, bytes]
+) -> Program:
     """Describe how a library that was compiled by the plan is called."""
     from backends.tvm.engine import Program
     from backends.tvm.lowering import state_layout
@@ -140,7 +182,7 @@ def describe(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, libr
 
     state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, dtype)]
     tables = (whole_head_tables if plan.imported else rope_tables)(config, shapes.capacity)
-    return Program(tables, library, state, vendor=plan.library, in_place=not plan.imported)
+    return Program(tables, files, state, vendor=plan.library, in_place=not plan.imported)
 
 
 def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps]]:
@@ -151,4 +193,5 @@ def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps
         return ops.Prefill, ops.Decode
     if target.device == "cpu":
         return tuned_ops.CpuOps, tuned_ops.CpuOps
-    return tuned_ops.LibraryPrefill if plan.library else tuned_ops.GpuPrefill, tuned_ops.GpuDecode
+    prefill = tuned_ops.LibraryPrefill if plan.library else tuned_ops.GpuPrefill
+    return prefill, tuned_ops.PlainGpuDecode if plan.trials else tuned_ops.GpuDecode

@@ -34,6 +34,10 @@ class Plan:
     """Whether the products of a prefill are NVIDIA's."""
     imported: bool = False
     """Whether a torch.export graph is compiled instead of the definition."""
+    trials: int = 0
+    """How many schedules of products MetaSchedule times."""
+    untuned: bool = False
+    """Whether it cannot, as the device is elsewhere, and nobody has there."""
 
 
 def choose(options: Mapping[str, str], target: Target) -> Plan:
@@ -49,9 +53,12 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
         raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
     if library and target.dtype == "float32":
         raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
-    ours = GPU_KERNELS if on_gpu(target) else CPU_KERNELS
-    named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(stock=False, provenance=f"patched: {', '.join(named)}", library=library)
+    trials = int(options.get("tune", 0))
+    untuned = trials > 0 and target.card is not None and target.tuning is None
+    named = [*(GPU_KERNELS if on_gpu(target) else CPU_KERNELS)]
+    named += ["cuBLAS for prefill"] if library else []
+    named += [f"{trials} trials of MetaSchedule"] if trials and not untuned else []
+    return Plan(False, f"patched: {', '.join(named)}", library, trials=trials, untuned=untuned)
 
 
 def on_gpu(target: Target) -> bool:
