@@ -16,6 +16,8 @@ from models.config import DecoderConfig
 
 POISON = 1024.0
 """What `Engine.poison` writes to every element of K and V: large, finite, and exact in every dtype."""
+ANY_NUMBER = ("N",)
+"""The values of an option that takes a whole number."""
 
 
 class Unsupported(Exception):
@@ -56,7 +58,9 @@ class Option:
 
     help: str
     values: tuple[str, ...] = ()
-    """The values it may have; empty for a switch that takes none. The first value is the default."""
+    """The values it may have; empty for a switch that takes none. The first value is the default.
+    `ANY_NUMBER` stands for all whole numbers from 1 on, and has no default.
+    """
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,9 @@ class Keeper(Backend, Protocol):
 @runtime_checkable
 class Tuner(Protocol):
     """A backend that can keep what it timed on a device for builds elsewhere; optional."""
+
+    def tunes(self, options: Mapping[str, str]) -> bool:
+        """Tell whether a build with these options times anything."""
 
     def tune(
         self,

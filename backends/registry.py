@@ -86,15 +86,20 @@ def parse_list(text: str) -> list[tuple[str, dict[str, str]]]:
 
 def check_options(backend: Backend, options: Mapping[str, str]) -> None:
     """Refuse options that the backend does not take; raises UserError with the nearest that it does."""
+    from backends.contract import ANY_NUMBER  # with numpy, which names can be listed without
+
     for key, value in options.items():
         option = backend.options.get(key)
         if option is None:
             choices = nearest(key, backend.options) if backend.options else "it takes no options"
             raise UserError(f"{backend.name} has no option {key!r}: {choices}")
-        if option.values and value not in option.values:
-            given = f"{key}={value}" if value else f"{key} without a value"
+        given = f"{key}={value}" if value else f"{key} without a value"
+        if option.values == ANY_NUMBER:
+            if not value.isdecimal() or int(value) < 1:
+                raise UserError(f"{backend.name} does not take {given}: write {key}=1, or a larger number")
+        elif option.values and value not in option.values:
             raise UserError(f"{backend.name} does not take {given}: {nearest(value, option.values)}")
-        if value and not option.values:
+        elif value and not option.values:
             raise UserError(f"{backend.name} does not take {key}={value}: {key} is a switch, write it alone")
 
 

@@ -64,6 +64,13 @@ class ExportedOps(TorchOps):
         new = new.transpose(1, 2)
         return cached.scatter(2, self.positions[:, None].expand(new.shape), new)
 
+    def lm_head(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply the last position of x [B, T, D] by weight [V, D] transposed.
+
+        Counted from the first: Relax's importer reads in front of x for an index of -1.
+        """
+        return F.linear(x[:, x.shape[1] - 1], weight)
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Compute silu(gate) * up in float32, rounded once."""
         gate, up = gate_up.chunk(2, dim=-1)

@@ -28,6 +28,14 @@ def rope_tables(config: DecoderConfig, positions: int) -> tuple[Float32Array, Fl
     return np.cos(exact).astype(np.float32), np.sin(exact).astype(np.float32)
 
 
+def whole_head_tables(config: DecoderConfig, positions: int) -> tuple[Float32Array, Float32Array]:
+    """Return cos and sin for x cos + swapped(x) sin, each float32 [positions, 1, Dh]; the sine's first half
+    with its minus, and `swapped` the halves of the head the other way round.
+    """
+    cos, sin = rope_tables(config, positions)
+    return np.concatenate((cos, cos), axis=-1)[:, None], np.concatenate((-sin, sin), axis=-1)[:, None]
+
+
 def _stretch(frequencies: Float32Array, scaling: RopeScaling) -> Float32Array:
     """Divide low frequencies by the factor, keep high ones, and blend between.
 

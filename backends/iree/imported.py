@@ -8,7 +8,7 @@ import numpy as np
 from backends.contract import Shapes, Unsupported
 from backends.iree.engine import Interface
 from models.config import DecoderConfig
-from models.rope import rope_tables
+from models.rope import whole_head_tables
 
 
 def find_importer() -> Callable[[Any], str]:
@@ -43,8 +43,7 @@ def describe_import(config: DecoderConfig, shapes: Shapes) -> Interface:
 
     They write the cache where it lies, and give logits, token and position in new buffers.
     """
-    cos, sin = rope_tables(config, shapes.capacity)
-    tables = [np.concatenate(halves, axis=-1)[:, None] for halves in ((cos, cos), (-sin, sin))]
+    tables = whole_head_tables(config, shapes.capacity)
     cache = (shapes.batch, config.kv_heads, shapes.capacity, config.head_dim)
     start = np.zeros(1, np.int64)
     return Interface("main$async", tables, start, cache, prefill_from=3, decode_from=1, returned=3)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.cuda_tools import tool_release
+from backends.tvm.plan import LIBRARIES, SOURCES, Plan, choose, on_gpu
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -19,58 +22,21 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
-LIBRARIES = ("none", "cublas")
-
-CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
-"""Schedules and TIR of ours on a CPU."""
-GPU_KERNELS = (
-    "skinny_product",
-    "tensor_core_product",
-    "prefill_attention",
-    "decode_attention",
-    "rotate_and_write",
-    "add_rms_norm",
-    "finish",
-)
-"""TIR of ours on a GPU."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the model is lowered and compiled."""
-
-    stock: bool
-    """Whether TVM's default pipeline compiles Relax's own operators for its stock tag."""
-    library: bool
-    """Whether the products of a prefill are NVIDIA's."""
-    provenance: str
-
-
-def choose(options: Mapping[str, str], target: Target) -> Plan:
-    """Settle what the options leave open; raises Unsupported for what the device has not."""
-    on_gpu = target.device.startswith("cuda")
-    library = options.get("library", LIBRARIES[0]) != LIBRARIES[0]
-    if "stock" in options:
-        if len(options) > 1:
-            raise Unsupported("tvm[stock] has no settings: leave out the other options")
-        return Plan(stock=True, library=False, provenance="stock")
-    if library and not on_gpu:
-        raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
-    if library and target.dtype == "float32":
-        raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
-    ours = GPU_KERNELS if on_gpu else CPU_KERNELS
-    named = [*ours, *(["cuBLAS for prefill"] if library else [])]
-    return Plan(False, library, f"patched: {', '.join(named)}")
 
 
 class Tvm:
     """Compiles one function for each prompt length and one for every decode step."""
 
     name = "tvm"
+    machine_code = True
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(
             "whose products a prefill on a GPU runs; none: kernels that TVM compiles", LIBRARIES
+        ),
+        "tune": Option("how many schedules of products MetaSchedule times on the device", ANY_NUMBER),
+        "import": Option(
+            "where the model comes from; torch: a torch.export graph by Relax's importer", SOURCES
         ),
     }
 
@@ -80,14 +46,14 @@ class Tvm:
             prepare()
             import tvm
 
-            on_gpu = tvm.cuda(0).exist
+            has_gpu = tvm.cuda(0).exist
         except ModuleNotFoundError as error:
             return Probe(reason=f"{error.name} is not installed", install=INSTALL)
         except Exception as error:  # a half-installed package fails in many ways
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             return Probe(reason=f"tvm cannot be used: {cause}", install=INSTALL)
         versions = {name: version(name) for name in PACKAGES}
-        devices = ("cpu", "cuda") if on_gpu else ("cpu",)
+        devices = ("cpu", "cuda") if has_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
     def build(
@@ -97,14 +63,67 @@ class Tvm:
         prepare()
         plan = choose(options, target)
         program = compile_program(config, shapes, target, plan)
-        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=program)
+        return Artefact(
+            config,
+            shapes,
+            target,
+            options,
+            definition="imported" if plan.imported else "common",
+            provenance=plan.provenance,
+            payload=program,
+            untuned=plan.untuned,
+        )
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Tell the versions of TVM, of torch for what it exports, and of NVIDIA's compiler for a GPU."""
+        packages = [*PACKAGES, *(["torch"] if choose(options, target).imported else [])]
+        found = {name: version(name) for name in packages}
+        return found | {"nvcc": nvcc_release()} if on_gpu(target) else found
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Write the shared library, which has all functions, and the database of trials if there were any."""
+        program: Program = artefact.payload
+        for name, content in program.files.items():
+            (folder / name).write_bytes(content)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Read the library that was saved."""
+        prepare()
+        from backends.tvm.compiler import LIBRARY
+
+        plan = choose(artefact.options, artefact.target)
+        files = {LIBRARY: (folder / LIBRARY).read_bytes()}
+        config, shapes, dtype = artefact.config, artefact.shapes, artefact.target.dtype
+        return replace(artefact, payload=describe(config, shapes, dtype, plan, files))
+
+    def tunes(self, options: Mapping[str, str]) -> bool:
+        """Tell whether trials were asked for."""
+        return "tune" in options
+
+    def tune(
+        self,
+        config: DecoderConfig,
+        shapes: Shapes,
+        target: Target,
+        options: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        """Spend the trials on the device and keep the database."""
+        prepare()
+        from backends.tvm.targets import name_target
+        from backends.tvm.tuning import tune_products
+
+        plan = choose(options, target)
+        module = lower(config, shapes, target, plan)
+        tune_products(module, name_target(target, plan.stock), plan.trials, folder)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
         prepare()
         from backends.tvm.engine import TvmEngine
+        from backends.tvm.imported import ImportedEngine
 
-        return TvmEngine(artefact, weights)
+        return (TvmEngine if artefact.payload.in_place else ImportedEngine)(artefact, weights)
 
 
 def prepare() -> None:
@@ -115,25 +134,55 @@ def prepare() -> None:
         os.environ.setdefault("TVM_CUDA_COMPILE_MODE", "nvcc")
 
 
+def nvcc_release() -> str:
+    """Tell the release of NVIDIA's compiler; raises Unsupported."""
+    found = tool_release("nvcc")
+    if found is None:
+        raise Unsupported("there is no nvcc here: put CUDA's on the path")
+    return found
+
+
 def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Program:
     """Lower the model and compile it, or take the library that was kept; raises Unsupported."""
-    from backends.tvm.compiler import compile_module, kept_or
-    from backends.tvm.engine import Program
-    from backends.tvm.lowering import lower_definition, state_layout
+    from backends.tvm.compiler import LIBRARY, compile_module, kept_or
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
-    from models.rope import rope_tables
+    from backends.tvm.tuning import compile_tuned, read_database
 
     named = name_target(target, plan.stock)
+    known = read_database(Path(target.tuning)) if plan.trials and target.tuning else None
 
-    def compile_it() -> bytes:
-        module = lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
-        return compile_module(module, named, "default" if plan.stock else build_pipeline(named))
+    def make_files() -> Mapping[str, bytes]:
+        module = lower(config, shapes, target, plan)
+        if plan.trials and not plan.untuned:
+            return compile_tuned(module, named, plan.trials, known)
+        return {LIBRARY: compile_module(module, named, "default" if plan.stock else build_pipeline(named))}
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
-    library = kept_or(parts, compile_it)
-    state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, target.dtype)]
-    return Program(rope_tables(config, shapes.capacity), library, state, plan.library)
+    return describe(config, shapes, target.dtype, plan, kept_or({**parts, "known": known}, make_files))
+
+
+def lower(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Any:
+    """Write the model as a Relax module, the definition's or an imported graph's; raises Unsupported."""
+    from backends.tvm.imported import lower_import
+    from backends.tvm.lowering import lower_definition
+
+    if plan.imported:
+        return lower_import(config, shapes, target.dtype)
+    return lower_definition(config, shapes, target.dtype, *phases_of(plan, target))
+
+
+def describe(
+    config: DecoderConfig, shapes: Shapes, dtype: str, plan: Plan, files: Mapping[str, bytes]
+) -> Program:
+    """Describe how a library that was compiled by the plan is called."""
+    from backends.tvm.engine import Program
+    from backends.tvm.lowering import state_layout
+    from models.rope import rope_tables, whole_head_tables
+
+    state = [(shape, dtype) for _, shape, dtype in state_layout(config, shapes, dtype)]
+    tables = (whole_head_tables if plan.imported else rope_tables)(config, shapes.capacity)
+    return Program(tables, files, state, vendor=plan.library, in_place=not plan.imported)
 
 
 def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps]]:
@@ -144,4 +193,5 @@ def phases_of(plan: Plan, target: Target) -> tuple[type[RelaxOps], type[RelaxOps
         return ops.Prefill, ops.Decode
     if target.device == "cpu":
         return tuned_ops.CpuOps, tuned_ops.CpuOps
-    return tuned_ops.LibraryPrefill if plan.library else tuned_ops.GpuPrefill, tuned_ops.GpuDecode
+    prefill = tuned_ops.LibraryPrefill if plan.library else tuned_ops.GpuPrefill
+    return prefill, tuned_ops.PlainGpuDecode if plan.trials else tuned_ops.GpuDecode

@@ -4,50 +4,65 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import tvm
 from tvm.target import Target as TvmTarget
 
 from backends.contract import Unsupported
+from backends.tvm.driver import load_runtime_without_driver
 
 CACHE = "TVM_CACHE_DIR"
 """Names the folder that libraries are kept in; without it every build compiles. TVM has no cache."""
+LIBRARY = "model.so"
+"""The name of a compiled library among the files that are kept."""
 
 
-def kept_or(parts: Mapping[str, Any], compile_library: Callable[[], bytes]) -> bytes:
-    """Take the library that was kept of these parts, and of this code; else compile it."""
-    folder = os.environ.get(CACHE)
-    if not folder:
-        return compile_library()
+def kept_or(parts: Mapping[str, Any], make_files: Callable[[], Mapping[str, bytes]]) -> Mapping[str, bytes]:
+    """Take the files that were kept of these parts, and of this code; else make them."""
+    root = os.environ.get(CACHE)
+    if not root:
+        return make_files()
     here = Path(__file__).parent
     code = b"".join(path.read_bytes() for path in sorted((*here.glob("*.py"), *here.parent.glob("*.py"))))
     named = hashlib.sha256(code + repr((version("apache-tvm"), sorted(parts.items()))).encode())
-    kept = Path(folder) / f"{named.hexdigest()}.so"
-    if kept.is_file():
-        return kept.read_bytes()
-    library = compile_library()
+    kept = Path(root) / named.hexdigest()
+    if kept.is_dir():
+        return {path.name: path.read_bytes() for path in kept.iterdir()}
+    files = make_files()
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-        file.write(library)
-    Path(file.name).rename(kept)  # at once: another process may look for it
-    return library
+    folder = Path(mkdtemp(dir=kept.parent))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    try:
+        folder.rename(kept)  # at once: another process may look for it
+    except OSError:  # that process was the first
+        shutil.rmtree(folder)
+    return files
 
 
 def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
     """Compile a Relax module to a shared library; raises Unsupported."""
-    if target.kind.name == "cuda" and not tvm.runtime.enabled("cuda"):
-        raise Unsupported(
-            "TVM cannot load its CUDA runtime (is there a libcuda.so.1?): the library would hold source, "
-            "not machine code"
-        )
+    if target.kind.name == "cuda":
+        need_cuda_runtime()
     with target, tvm.transform.PassContext(opt_level=3):
         executable = tvm.compile(module, target=target, relax_pipeline=pipeline)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.so"
+        path = Path(folder) / LIBRARY
         executable.export_library(str(path))
         return path.read_bytes()
+
+
+def need_cuda_runtime() -> None:
+    """Load TVM's CUDA runtime, without which a library would hold source; raises Unsupported."""
+    if not tvm.runtime.enabled("cuda"):
+        try:
+            load_runtime_without_driver()
+        except (RuntimeError, OSError) as error:
+            cause = str(error).splitlines()[0]
+            raise Unsupported(f"TVM cannot load its CUDA runtime here: {cause}") from error

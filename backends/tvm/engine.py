@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from backends.contract import Artefact
+from backends.tvm.compiler import LIBRARY
 from backends.tvm.devices import open_device, place
 from models.checkpoint import Weights
 
@@ -29,11 +30,14 @@ class Program:
 
     tables: Sequence[np.ndarray]
     """Cos and sin of the rope angles."""
-    library: bytes
+    files: Mapping[str, bytes]
+    """The library, and the database of trials that chose among its kernels if there were any."""
     state: Sequence[tuple[tuple[int, ...], str]]
     """Shape and dtype of logits, next token, position, then keys and values of each layer."""
     vendor: bool = False
     """Whether functions call NVIDIA's library."""
+    in_place: bool = True
+    """Whether functions write the state, or take of it what they read and return all of it anew."""
 
 
 LOGITS, TOKEN, POSITION = 0, 1, 2
@@ -51,7 +55,7 @@ class TvmEngine:
             from backends.tvm.library import register
 
             register(device)
-        self.machine = relax.VirtualMachine(load_library(program.library), device.handle)
+        self.machine = relax.VirtualMachine(load_library(program.files[LIBRARY]), device.handle)
         put = partial(place, handle=device.handle)
         placed = weights.once(f"tvm:{target.device}", lambda: [put(array) for _, array in weights.arrays()])
         self.constants = [*placed, *(put(table) for table in program.tables)]
@@ -121,6 +125,6 @@ class TvmEngine:
 def load_library(code: bytes) -> Any:
     """Load a library; once it is loaded its file is not needed."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.so"
+        path = Path(folder) / LIBRARY
         path.write_bytes(code)
         return tvm.runtime.load_module(str(path))

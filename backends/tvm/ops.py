@@ -17,6 +17,8 @@ from models.config import DecoderConfig
 
 Var = Any  # of a block builder
 op = relax.op
+OPAQUE = 8
+"""What TVM calls a function that is fused to no other."""
 
 
 class RelaxOps:
@@ -208,7 +210,7 @@ def call_inplace(
     """
     types = [*new, *(inputs[index].ty for index in written)]
     places, several = [*([-1] * len(new)), *written], len(types) > 1
-    name = add_function(builder, function)
+    name = add_function(builder, function.with_attr("op_pattern", OPAQUE))
     call = op.call_tir_inplace(name, list(inputs), places, types if several else types[0])
     result = builder.emit(call)
     return [builder.emit(result[index]) for index in range(len(types))] if several else [result]

@@ -181,3 +181,11 @@ class GpuDecode(GpuOps, Decode):
         )
         joined = gpu_decode_attention.combine(batch, heads, width, self.dtype, splits)
         return self.call(joined, [parts], sizes(q))
+
+
+class PlainGpuDecode(GpuDecode):
+    """The same with Relax's own products, for MetaSchedule to schedule."""
+
+    def multiply(self, x: Var, weight: Var, bias: Var | None = None) -> Var:
+        """Multiply a matrix x [M, I] by weight [O, I] transposed, add bias [O]; one rounding."""
+        return RelaxOps.multiply(self, x, weight, bias)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.cuda_tools import tool_release
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -103,6 +102,10 @@ class Xla:
         programs = open_programs(describe(config, shapes, target, options), artefact, folder)
         return replace(artefact, payload=programs)
 
+    def tunes(self, options: Mapping[str, str]) -> bool:  # noqa: ARG002
+        """Tell that XLA times kernels, whatever the options."""
+        return True
+
     def tune(
         self,
         config: DecoderConfig,
@@ -153,11 +156,10 @@ def ptxas_version() -> str:
     try:
         return version("nvidia-cuda-nvcc")
     except PackageNotFoundError:
-        path = shutil.which("ptxas")
-    if path is None:
+        found = tool_release("ptxas")
+    if found is None:
         raise Unsupported("there is no ptxas here: pip install nvidia-cuda-nvcc, or put CUDA's on the path")
-    told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    return told.strip().rpartition("release ")[2].partition("\n")[0]
+    return found
 
 
 def compile_all(

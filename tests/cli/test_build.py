@@ -83,6 +83,19 @@ def test_xla_builds_for_gpus_that_are_not_here_in_its_own_python(workbench: Run)
     assert {"jaxlib", "jax-cuda13-plugin", "ptxas"} <= set(shown["recipe"]["compilers"])
 
 
+def test_tvm_builds_for_gpus_that_are_not_here(workbench: Run) -> None:
+    """The machine code lies within a library of the host."""
+    rows = rows_of(build(workbench, "tvm", "h100,a100", "--dtype", "float16", "--format", "json"))
+    if any(row["status"] in ("missing", "unsupported") for row in rows):
+        pytest.skip(rows[0]["reason"])
+    assert [row["code"] for row in rows] == [["sm_90", "x86_64"], ["sm_80", "x86_64"]], rows
+    assert [row["untuned"] for row in rows] == [False, False]
+    assert workbench("engines", "verify", *(row["key"] for row in rows)).returncode == 0
+    shown = json.loads(workbench("engines", "show", rows[0]["key"]).stdout)
+    assert "tensor_core_product" in shown["provenance"]
+    assert {"apache-tvm", "apache-tvm-ffi", "nvcc"} == set(shown["recipe"]["compilers"])
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
     [

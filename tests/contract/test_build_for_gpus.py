@@ -30,7 +30,7 @@ def keeper(request: pytest.FixtureRequest) -> Keeper:
 
 
 def test_three_backends_or_more_keep_what_they_build() -> None:
-    assert {"xla", "iree", "onnxruntime"} <= set(KEEPERS)
+    assert {"xla", "iree", "onnxruntime", "tvm"} <= set(KEEPERS)
 
 
 def logits_of(keeper: Keeper, artefact: Artefact, weights: Weights) -> np.ndarray:

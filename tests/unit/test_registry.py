@@ -8,12 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from backends import registry
-from backends.contract import Option
+from backends.contract import ANY_NUMBER, Option
 from models.errors import UserError
 
 TUNED = SimpleNamespace(
     name="tuned",
-    options={"mode": Option("how hard to try", ("default", "max-autotune")), "graph": Option("capture")},
+    options={
+        "mode": Option("how hard to try", ("default", "max-autotune")),
+        "graph": Option("capture"),
+        "trials": Option("how often to try", ANY_NUMBER),
+    },
 )
 
 
@@ -60,10 +64,13 @@ def test_parse_list_refuses_an_empty_part() -> None:
     ("options", "message"),
     [
         ({"mod": "default"}, "tuned has no option 'mod': did you mean 'mode'"),
-        ({"zzz": ""}, "choose from mode, graph"),
+        ({"zzz": ""}, "choose from mode, graph, trials"),
         ({"mode": "max-autotun"}, "did you mean 'max-autotune'"),
         ({"mode": ""}, "mode without a value"),
         ({"graph": "yes"}, "graph is a switch"),
+        ({"trials": "0"}, "does not take trials=0: write trials=1, or a larger number"),
+        ({"trials": "many"}, "does not take trials=many"),
+        ({"trials": ""}, "does not take trials without a value"),
     ],
 )
 def test_check_options_names_what_to_try(options: dict[str, str], message: str) -> None:
@@ -73,7 +80,7 @@ def test_check_options_names_what_to_try(options: dict[str, str], message: str) 
 
 def test_check_options_accepts_what_the_backend_takes() -> None:
     registry.check_options(TUNED, {})
-    registry.check_options(TUNED, {"mode": "max-autotune", "graph": ""})
+    registry.check_options(TUNED, {"mode": "max-autotune", "graph": "", "trials": "12"})
 
 
 def test_a_backend_without_options_says_so() -> None:

@@ -42,7 +42,8 @@ class Order:
     @property
     def tuner(self) -> bool:
         """Whether the backend times choices on the device."""
-        return isinstance(registry.find(self.named[0]), Tuner)
+        backend = registry.find(self.named[0])
+        return isinstance(backend, Tuner) and backend.tunes(self.named[1])
 
     def recipe(self, tuning: str) -> Recipe:
         """Return what the engine is made of; the backend must have told its compilers."""
