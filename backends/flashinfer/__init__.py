@@ -118,7 +118,8 @@ class FlashInfer:
         from backends.flashinfer.kernels import use_kernels
 
         use_kernels(artefact.config, artefact.target, folder)
-        return replace(artefact, payload=plan_around(artefact.target)) if "compile" in artefact.options else artefact
+        plan = plan_around(artefact.target) if "compile" in artefact.options else None
+        return replace(artefact, payload=plan)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; graphs are captured when they first run."""
