@@ -7,6 +7,7 @@ size, C capacity.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ Var = Any  # of a block builder
 op = relax.op
 OPAQUE = 8
 """What TVM calls a function that is fused to no other."""
+
+OPAQUE = 8
+"""What TVM calls a function that it must not fuse."""
 
 
 class RelaxOps:
@@ -131,13 +135,15 @@ class RelaxOps:
         """Attend with q [B, T, H, Dh] to keys and values [B, K, C, Dh], which hold the new ones too."""
         raise NotImplementedError
 
-    def attend_products(self, q: Var, keys: Var, values: Var, seen: Var) -> Var:
-        """Attend with q [B, K, R, Dh] to keys and values [B, K, S, Dh] where `seen` [R or 1, S]."""
+    def attend_products(self, q: Var, keys: Var, values: Var, mask: Var) -> Var:
+        """Attend with q [B, K, R, Dh] to keys and values [B, K, S, Dh]; float32 `mask` [R or 1, S] is added.
+
+        It is not of bools: TVM's CUDA reads two neighbours of a tensor of them as 16 bits each, not 8.
+        """
         turned = self.emit(op.permute_dims(keys, (0, 1, 3, 2)))
         scores = self.emit(op.matmul(q, turned, out_dtype="float32"))
         scaled = self.emit(op.multiply(scores, constant(self.config.head_dim**-0.5)))
-        masked = self.emit(op.where(seen, scaled, constant(-np.inf)))
-        weights = self.narrow(self.emit(op.nn.softmax(masked, axis=-1)))
+        weights = self.narrow(self.emit(op.nn.softmax(self.emit(op.add(scaled, mask)), axis=-1)))
         return self.narrow(self.emit(op.matmul(weights, values, out_dtype="float32")))
 
     def swiglu(self, gate_up: Var) -> Var:
@@ -178,9 +184,7 @@ class Prefill(RelaxOps):
         rows = self.emit(op.permute_dims(apart, (0, 2, 3, 1, 4)))
         rows = self.emit(op.reshape(rows, (batch, kv_heads, groups * length, width)))
         k, v = (self.emit(op.strided_slice(each, [2], [0], [length])) for each in (keys, values))
-        places = integers(np.arange(length))
-        past = self.emit(op.less_equal(places, integers(np.tile(np.arange(length), groups)[:, None])))
-        out = self.attend_products(rows, k, v, past)
+        out = self.attend_products(rows, k, v, causal_mask(length, groups))
         out = self.emit(op.reshape(out, (batch, kv_heads, groups, length, width)))
         return self.emit(op.permute_dims(out, (0, 3, 1, 2, 4)))
 
@@ -192,8 +196,9 @@ class Decode(RelaxOps):
         """Attend to the whole capacity, with what lies beyond the position masked."""
         batch, kv_heads, capacity, width = sizes(keys)
         filled = self.emit(op.less_equal(integers(np.arange(capacity)), self.position))
+        mask = self.emit(op.where(filled, constant(0.0), constant(-np.inf)))
         rows = self.emit(op.reshape(q, (batch, kv_heads, -1, width)))
-        return self.attend_products(rows, keys, values, self.emit(op.expand_dims(filled, [0])))
+        return self.attend_products(rows, keys, values, self.emit(op.expand_dims(mask, [0])))
 
 
 def add_function(builder: Any, function: Any) -> Var:
@@ -224,6 +229,13 @@ def sizes(x: Var) -> list[int]:
 def constant(value: float) -> Any:
     """Make a float32 number."""
     return relax.const(value, "float32")
+
+
+@lru_cache(1)
+def causal_mask(length: int, groups: int) -> Any:
+    """Make [G * T, T] in float32, -inf where a key comes after the query; one tensor serves all layers."""
+    future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+    return relax.const(np.tile(future, (groups, 1)), "float32")
 
 
 def integers(values: np.ndarray) -> Any:
@@ -267,7 +279,8 @@ def spoil_cache(shape: Sequence[int], dtype: str) -> Any:
 
 
 def overwrite(shape: Sequence[int], dtype: str) -> Any:
-    """Make what copies one tensor over another."""
+    """Make what copies one tensor over another; opaque, since FuseTIR fails where it fuses it."""
     new = te.placeholder(shape, dtype, "new")
     old = te.compute(shape, lambda *indices: new[indices], "old")
-    return te.create_prim_func([new, old]).with_attr("global_symbol", "overwrite")
+    function = te.create_prim_func([new, old]).with_attr("global_symbol", "overwrite")
+    return function.with_attr("op_pattern", OPAQUE)
