@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,18 +22,46 @@ TOOLS = {"ninja": "pip install ninja", "nvcc": "install the CUDA toolkit, or set
 """What it compiles with, and how to get that."""
 
 
+def name_attention(target: Target) -> str:
+    """Name the kernels that attend."""
+    from backends.flashinfer.kernels import prefill_kernel
+
+    return f"attention=fa2 paged decode, {prefill_kernel(target.architecture)} prefill"
+
+
+def plan_around(target: Target) -> compiled.Plan:
+    """Plan how torch.compile makes all but the attention."""
+    return compiled.Plan(name_attention(target), None, compiled.TUNED_DECODE, replay=True, by_layer=True)
+
+
+def nvcc_release() -> str:
+    """Tell the release of the compiler that FlashInfer will find; raises Unsupported."""
+    path = find_nvcc()
+    if path is None:
+        raise Unsupported("FlashInfer compiles its kernels and finds no nvcc")
+    told: str = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    return told.rpartition("release ")[2].partition(",")[0]
+
+
+def find_nvcc() -> str | None:
+    """Return where FlashInfer finds nvcc, looking where it does."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    beside = Path(home, "bin/nvcc")
+    return str(beside) if beside.exists() else shutil.which("nvcc")
+
+
 def missing_tool() -> str | None:
-    """Name what FlashInfer would not find, looking where it does."""
+    """Name what FlashInfer would not find."""
     if shutil.which("ninja") is None:
         return "ninja"
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return None if shutil.which("nvcc") or Path(home, "bin/nvcc").exists() else "nvcc"
+    return None if find_nvcc() else "nvcc"
 
 
 class FlashInfer:
     """Attends by FlashInfer; norm, rope and gate are its own as well, or compiled."""
 
     name = "flashinfer"
+    machine_code = True
     options: Mapping[str, Option] = {
         "compile": Option("all but attention through torch.compile, settings as compile's"),
     }
@@ -60,21 +89,37 @@ class FlashInfer:
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Compile the kernels for the target; what torch.compile makes is compiled when it first runs."""
-        from backends.flashinfer.kernels import compile_kernels, prefill_kernel
+        from backends.flashinfer.kernels import compile_kernels
 
         if not target.device.startswith("cuda"):
             raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
         if target.dtype == "float32":
             raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
         compile_kernels(config, target)
-        plan = None
-        kernels = f"attention=fa2 paged decode, {prefill_kernel(target.architecture)} prefill"
-        if "compile" in options:
-            plan = compiled.Plan(kernels, None, compiled.TUNED_DECODE, replay=True, by_layer=True)
-        own = f"configured: {kernels}, rope, norm, gate, one CUDA graph a step"
+        plan = plan_around(target) if "compile" in options else None
+        own = f"configured: {name_attention(target)}, rope, norm, gate, one CUDA graph a step"
         return Artefact(
             config, shapes, target, options, "common", plan.provenance if plan else own, payload=plan
         )
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
+        """Tell the versions of FlashInfer, of what its libraries are linked to, and of nvcc."""
+        found = {name: version(name) for name in ("flashinfer-python", "apache-tvm-ffi", "torch")}
+        return found | {"nvcc": nvcc_release()}
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Copy the libraries of kernels; what torch.compile makes around them is not built ahead."""
+        from backends.flashinfer.kernels import save_kernels
+
+        save_kernels(artefact.config, artefact.target, folder)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Take the libraries from the folder, so that nothing is compiled for them; raises Unsupported."""
+        from backends.flashinfer.kernels import use_kernels
+
+        use_kernels(artefact.config, artefact.target, folder)
+        plan = plan_around(artefact.target) if "compile" in artefact.options else None
+        return replace(artefact, payload=plan)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; graphs are captured when they first run."""

@@ -24,20 +24,28 @@ WORKSPACE_BYTES = 128 << 20
 
 
 class PagedCache(Cache):
-    """Keys and values [B, P, PAGE, K, W]: sequence b owns the P pages from b * P on."""
+    """Keys and values [B, P * PAGE, K, W]: sequence b owns the P pages from b * P on.
+
+    A program that wrote into a view of pages would copy all of them in and out.
+    """
 
     @classmethod
     def allocate(
         cls, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> "PagedCache":
         """Allocate as many pages as the capacity takes."""
-        shape = (batch, page_count(capacity), PAGE, config.kv_heads, padded_head(config))
+        shape = (batch, page_count(capacity) * PAGE, config.kv_heads, padded_head(config))
         return cls.zeros(config.layers, shape, dtype, device)
 
     def poison(self, length: int) -> None:
         """Overwrite positions >= length."""
         for tensor in (*self.keys, *self.values):
-            tensor.flatten(1, 2)[:, length:] = POISON
+            tensor[:, length:] = POISON
+
+
+def pages_of(cached: Tensor) -> Tensor:
+    """View keys or values as pages [B * P, PAGE, K, W]."""
+    return cached.view(-1, PAGE, *cached.shape[2:])
 
 
 def page_count(length: int) -> int:

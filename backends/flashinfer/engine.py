@@ -10,7 +10,14 @@ from torch import Tensor
 
 from backends.compile.lower import compile_steps
 from backends.contract import Artefact
-from backends.flashinfer.attention import WORKSPACE_BYTES, PagedCache, PagedDecode, Planned, RaggedPrefill
+from backends.flashinfer.attention import (
+    WORKSPACE_BYTES,
+    PagedCache,
+    PagedDecode,
+    Planned,
+    RaggedPrefill,
+    pages_of,
+)
 from backends.flashinfer.kernels import prefill_kernel
 from backends.flashinfer.ops import (
     DecodeOps,
@@ -110,7 +117,7 @@ class FlashInferEngine(TorchEngine):
 
         plan()
         paged.advance(self.state.position)
-        return self._time(paged, plan, [(q, k.flatten(0, 1), v.flatten(0, 1)) for k, v in layers])
+        return self._time(paged, plan, [(q, pages_of(k), pages_of(v)) for k, v in layers])
 
     def _noise(self, rows: int, heads: int) -> Tensor:
         return torch.randn(rows, heads, self.paged.width, dtype=self.state.logits.dtype, device=self.device)

@@ -1,6 +1,10 @@
 """Which of FlashInfer's kernels the engine runs, and how they are compiled before it does."""
 
 import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from backends.contract import Target, Unsupported
 from models.config import DecoderConfig
@@ -31,9 +35,16 @@ def set_target(architecture: str) -> None:
 
 def compile_kernels(config: DecoderConfig, target: Target) -> None:
     """Compile every kernel for the target, side by side, into FlashInfer's cache; what is there is kept."""
+    specs = list_kernels(config, target)
+    from flashinfer.jit import build_jit_specs
+
+    build_jit_specs(specs)
+
+
+def list_kernels(config: DecoderConfig, target: Target) -> list[Any]:
+    """List FlashInfer's descriptions of the libraries that the engine loads; raises Unsupported."""
     set_target(target.architecture)
     import torch
-    from flashinfer.jit import build_jit_specs
     from flashinfer.jit.activation import gen_act_and_mul_module
     from flashinfer.jit.attention import modules
     from flashinfer.jit.norm import gen_norm_module
@@ -47,4 +58,34 @@ def compile_kernels(config: DecoderConfig, target: Target) -> None:
     specs.append(modules._gen_batch_prefill_primary_module("fa2", *attention))
     if prefill_kernel(target.architecture) == "fa3":
         specs.append(modules.gen_batch_prefill_module("fa3", *attention))
-    build_jit_specs(specs)
+    return specs
+
+
+def save_kernels(config: DecoderConfig, target: Target, folder: Path) -> None:
+    """Copy the compiled libraries to a folder."""
+    for spec in list_kernels(config, target):
+        shutil.copyfile(spec.get_library_path(), folder / f"{spec.name}.so")
+
+
+def use_kernels(config: DecoderConfig, target: Target, folder: Path) -> None:
+    """Let FlashInfer take its libraries from where `save_kernels` put them; raises Unsupported.
+
+    It looks for a prebuilt library in a folder named like it, and compiles what it does not find.
+    """
+    specs = list_kernels(config, target)
+    from flashinfer.jit import env
+
+    links = TemporaryDirectory(prefix="flashinfer-")
+    _in_use.append(links)
+    for spec in specs:
+        library = folder / f"{spec.name}.so"
+        if not library.is_file():
+            raise Unsupported(f"the engine has no library {spec.name}: build it anew")
+        place = Path(links.name, spec.name, library.name)
+        place.parent.mkdir()
+        place.symlink_to(library.resolve())
+    env.FLASHINFER_AOT_DIR = Path(links.name)
+
+
+_in_use: list[TemporaryDirectory[str]] = []
+"""Folders of links, each there for as long as the process: libraries are loaded when first called."""

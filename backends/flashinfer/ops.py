@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.flashinfer.attention import attend
+from backends.flashinfer.attention import attend, pages_of
 from backends.torch_ops import Cache, Rope, TorchOps
 from models.config import DecoderConfig
 
@@ -42,11 +42,11 @@ class PrefillOps(FlashInferOps):
         super().__init__(config, cache, rope.cos[:length], rope.sin[:length], handle, width)
 
     def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write k and v [B, T, K, Dh] into pages keys and values [B, P, PAGE, K, W], attend with q."""
+        """Write k and v [B, T, K, Dh] into keys and values [B, P * PAGE, K, W], attend with q."""
         q, k, v = (pad(x, self.width) for x in (q, k, v))
         length = q.shape[1]
-        keys.flatten(1, 2)[:, :length] = k
-        values.flatten(1, 2)[:, :length] = v
+        keys[:, :length] = k
+        values[:, :length] = v
         return self.run(q, k.flatten(0, 1), v.flatten(0, 1))
 
 
@@ -60,11 +60,11 @@ class DecodeOps(FlashInferOps):
         self.position = position
 
     def attend_cached(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write k and v [B, 1, K, Dh] into pages keys and values [B, P, PAGE, K, W], attend with q."""
+        """Write k and v [B, 1, K, Dh] into keys and values [B, P * PAGE, K, W], attend with q."""
         q, k, v = (pad(x, self.width) for x in (q, k, v))
-        keys.flatten(1, 2).index_copy_(1, self.position, k)
-        values.flatten(1, 2).index_copy_(1, self.position, v)
-        return self.run(q, keys.flatten(0, 1), values.flatten(0, 1))
+        keys.index_copy_(1, self.position, k)
+        values.index_copy_(1, self.position, v)
+        return self.run(q, pages_of(keys), pages_of(values))
 
 
 class Kernels(TorchOps):

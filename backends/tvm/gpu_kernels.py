@@ -1,7 +1,7 @@
-"""TIR for a GPU, scheduled by hand: norms, rope with the write to the cache, the next token.
+"""TIR for a GPU, scheduled by hand: norms, the gate, rope with the write to the cache.
 
-B sequences, T tokens, D hidden size, H query and K key/value heads, Dh head size, C capacity, V vocabulary.
-The position is read on the device, so that one CUDA graph serves every length.
+B sequences, T tokens, D hidden and F intermediate size, H query and K key/value heads, Dh head size,
+C capacity. The position is read on the device, so that one CUDA graph serves every length.
 """
 
 from __future__ import annotations
@@ -84,6 +84,42 @@ def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) 
                                     normed[row, start + i] = scaled[i]
 
     return add_rms_norm
+
+
+def swiglu(rows: int, width: int, dtype: str) -> Any:
+    """Make silu(gate) * up in float32, rounded once, of [rows, 2 F]; gives [rows, F]."""
+    vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
+    across = width // vector
+
+    @T.prim_func(s_tir=True)
+    def swiglu(gate_up_: T.handle, out_: T.handle) -> None:
+        T.func_attr(SCHEDULED)
+        gate_up = T.match_buffer(gate_up_, (rows, 2 * width), dtype)
+        out = T.match_buffer(out_, (rows, width), dtype)
+        for block in T.thread_binding(T.ceildiv(rows * across, 256), thread="blockIdx.x"):
+            for thread in T.thread_binding(256, thread="threadIdx.x"):
+                with T.sblock("part"):
+                    T.reads(gate_up[0:rows, 0 : 2 * width])
+                    T.writes(out[0:rows, 0:width])
+                    gate = T.sblock_alloc_buffer((vector,), dtype, scope="local")
+                    up = T.sblock_alloc_buffer((vector,), dtype, scope="local")
+                    value = T.sblock_alloc_buffer((1,), "float32", scope="local")
+                    part: T.let[T.int32] = block * 256 + thread
+                    row: T.let[T.int32] = part // across
+                    start: T.let[T.int32] = part % across * vector
+                    if row < rows:
+                        for i in T.vectorized(vector):
+                            gate[i] = gate_up[row, start + i]
+                        for i in T.vectorized(vector):
+                            up[i] = gate_up[row, width + start + i]
+                        for i in T.unroll(vector):
+                            value[0] = T.Cast("float32", gate[i])
+                            value[0] = value[0] / (T.float32(1) + T.exp(-value[0]))
+                            gate[i] = T.Cast(dtype, value[0] * T.Cast("float32", up[i]))
+                        for i in T.vectorized(vector):
+                            out[row, start + i] = gate[i]
+
+    return swiglu
 
 
 def rotate_and_write(
@@ -204,66 +240,3 @@ def rotate_and_write(
                                     )
 
     return rotate_and_write
-
-
-def finish(batch: int, vocab: int, dtype: str, length: int) -> Any:
-    """Make what keeps new logits [B, V], chooses each row's greedy token, and moves the position on.
-
-    logits [B, V], token int32 [B] and position int64 [1] are written where they lie.
-    """
-    warps = 32
-    threads = warps * 32
-
-    @T.prim_func(s_tir=True)
-    def finish(
-        new_: T.handle, start_: T.handle, logits_: T.handle, token_: T.handle, position_: T.handle
-    ) -> None:
-        T.func_attr({"tirx.is_scheduled": True})
-        new = T.match_buffer(new_, (batch, vocab), dtype)
-        start = T.match_buffer(start_, (1,), "int64")
-        logits = T.match_buffer(logits_, (batch, vocab), dtype)
-        token = T.match_buffer(token_, (batch,), "int32")
-        position = T.match_buffer(position_, (1,), "int64")
-        for b in T.thread_binding(batch, thread="blockIdx.x"):
-            for warp in T.thread_binding(warps, thread="threadIdx.y"):
-                for lane in T.thread_binding(32, thread="threadIdx.x"):
-                    with T.sblock("row"):
-                        T.reads(new[b, 0:vocab], start[0])
-                        T.writes(logits[b, 0:vocab], token[b], position[0])
-                        most = T.sblock_alloc_buffer((1,), "float32", scope="local")
-                        place = T.sblock_alloc_buffer((1,), "int32", scope="local")
-                        other = T.sblock_alloc_buffer((1,), "float32", scope="local")
-                        there = T.sblock_alloc_buffer((1,), "int32", scope="local")
-                        mosts = T.sblock_alloc_buffer((warps,), "float32", scope="shared")
-                        places = T.sblock_alloc_buffer((warps,), "int32", scope="shared")
-                        most[0] = T.float32(LOWEST)
-                        place[0] = 0
-                        for turn in T.serial(T.ceildiv(vocab, threads)):
-                            v: T.let[T.int32] = turn * threads + warp * 32 + lane
-                            if v < vocab:
-                                logits[b, v] = new[b, v]
-                                if T.Cast("float32", new[b, v]) > most[0]:
-                                    most[0] = T.Cast("float32", new[b, v])
-                                    place[0] = v
-                        for step in T.unroll(5):
-                            other[0] = T.tvm_warp_shuffle_xor(T.uint32(FULL), most[0], 16 >> step, 32, 32)
-                            there[0] = T.tvm_warp_shuffle_xor(T.uint32(FULL), place[0], 16 >> step, 32, 32)
-                            if other[0] > most[0] or (other[0] == most[0] and there[0] < place[0]):
-                                most[0] = other[0]
-                                place[0] = there[0]
-                        if lane == 0:
-                            mosts[warp] = most[0]
-                            places[warp] = place[0]
-                        T.tvm_storage_sync("shared")
-                        if warp == 0 and lane == 0:
-                            for w in T.serial(1, warps):
-                                other[0] = mosts[w]
-                                there[0] = places[w]
-                                if other[0] > most[0] or (other[0] == most[0] and there[0] < place[0]):
-                                    most[0] = other[0]
-                                    place[0] = there[0]
-                            token[b] = place[0]
-                            if b == 0:
-                                position[0] = start[0] + T.int64(length)
-
-    return finish

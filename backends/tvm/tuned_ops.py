@@ -13,6 +13,7 @@ from backends.tvm import (
     cpu_kernels,
     gpu_decode_attention,
     gpu_kernels,
+    gpu_next_token,
     gpu_prefill_attention,
     gpu_products,
     gpu_tensor_cores,
@@ -79,6 +80,14 @@ class GpuOps(RelaxOps):
         normed, total = self.call_several(kernel, [*flat, weight], [shape, shape])
         return self.emit(op.reshape(normed, sizes(x))), self.emit(op.reshape(total, sizes(x)))
 
+    def swiglu(self, gate_up: Var) -> Var:
+        """Compute silu(gate) * up in float32, rounded once."""
+        batch, length, width = sizes(gate_up)
+        flat = self.emit(op.reshape(gate_up, (batch * length, width)))
+        kernel = gpu_kernels.swiglu(batch * length, width // 2, self.dtype)
+        gated = self.call(kernel, [flat], (batch * length, width // 2))
+        return self.emit(op.reshape(gated, (batch, length, width // 2)))
+
     def call_several(
         self, function: Any, inputs: Sequence[Var], shapes: Sequence[Sequence[int]]
     ) -> list[Var]:
@@ -121,9 +130,13 @@ class GpuOps(RelaxOps):
 
     def finish(self, step: tuple[Var, Var], length: int, state: Sequence[Var]) -> list[Var]:
         """Keep the logits, choose the next token and move the position on."""
-        batch, vocab = sizes(step[0])
-        kernel = gpu_kernels.finish(batch, vocab, self.dtype, length)
-        return call_inplace(self.builder, kernel, [step[0], self.position, *state], [2, 3, 4])
+        (batch, vocab), (logits, token, position) = sizes(step[0]), state
+        kernel = gpu_next_token.keep_logits(batch, vocab, self.dtype)
+        parts = [relax.TensorType((batch, gpu_next_token.PARTS), dtype) for dtype in ("float32", "int32")]
+        mosts, places, logits = call_inplace(self.builder, kernel, [step[0], logits], [1], *parts)
+        chosen = gpu_next_token.choose_token(batch, length)
+        arguments = [mosts, places, self.position, token, position]
+        return [logits, *call_inplace(self.builder, chosen, arguments, [3, 4])]
 
 
 class GpuPrefill(GpuOps, Prefill):

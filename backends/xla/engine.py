@@ -1,7 +1,7 @@
 """The engine behind `xla`: compiled programs that take a state and return the next in the same buffers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,8 @@ class Lowering:
     prefill: Callable[[Tensors, Any, Array, State], State]
     """Takes weights, angles, tokens [B, T] and the state."""
     decode: Callable[[Tensors, Any, State], State]
+    prefill_flags: Mapping[str, bool] = field(default_factory=dict)
+    """XLA's, by name, for the programs of a prefill alone."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,18 @@ def describe_definition(config: DecoderConfig, shapes: Shapes, decode: type[JaxO
 
 
 def trace_definition(
-    config: DecoderConfig, shapes: Shapes, prefill: type[JaxOps], decode: type[JaxOps]
+    config: DecoderConfig,
+    shapes: Shapes,
+    prefill: type[JaxOps],
+    decode: type[JaxOps],
+    prefill_flags: Mapping[str, bool],
 ) -> Lowering:
     """Lower models/decoder.py with these operations."""
     return Lowering(
         describe_definition(config, shapes, decode),
         partial(prefill_step, prefill, config),
         partial(decode_step, decode, config),
+        prefill_flags,
     )
 
 
@@ -100,7 +107,9 @@ def compile_programs(
     keep_compiled()
     batch, capacity, dtype = shapes.batch, shapes.capacity, target.dtype
     interface = lowering.interface
-    compile_here = partial(compile_ahead, find_device(target), options)
+    flags = dict(options or {})
+    compile_here = partial(compile_ahead, find_device(target), flags)
+    compile_prefill = partial(compile_ahead, find_device(target), {**flags, **lowering.prefill_flags})
     weights = {each.name: jax.ShapeDtypeStruct(each.shape, dtype) for each in fused_layout(config)}
     # A GPU would round float32 operands to TF32.
     precision = "highest" if dtype == "float32" else "default"
@@ -108,7 +117,7 @@ def compile_programs(
         angles = jax.eval_shape(interface.tabulate)
         state = jax.eval_shape(lambda: State.zeros(config, batch, capacity, dtype, interface.layout))
         prefills = {
-            length: compile_here(
+            length: compile_prefill(
                 lowering.prefill, weights, angles, jax.ShapeDtypeStruct((batch, length), jnp.int32), state
             )
             for length in shapes.prompts
@@ -121,12 +130,12 @@ def compile_programs(
 
 
 def compile_ahead(
-    device: jax.Device, options: Mapping[str, str] | None, step: Callable[..., Any], *arguments: Any
+    device: jax.Device, flags: Mapping[str, str | bool], step: Callable[..., Any], *arguments: Any
 ) -> Compiled:
     """Compile a step for arguments of these shapes on a device; the last one is donated."""
     placed = jax.tree.map(partial(put_shape, SingleDeviceSharding(device)), arguments)
     lowered = jax.jit(step, donate_argnums=len(arguments) - 1).lower(*placed)
-    return lowered.compile(compiler_options=dict(options) if options else None)
+    return lowered.compile(compiler_options=dict(flags) or None)
 
 
 def put_shape(sharding: SingleDeviceSharding, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
