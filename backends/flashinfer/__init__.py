@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from backends import compile as compiled
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.cuda_tools import tool_release
 from backends.torch_probe import probe_torch
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -37,10 +37,10 @@ def plan_around(target: Target) -> compiled.Plan:
 def nvcc_release() -> str:
     """Tell the release of the compiler that FlashInfer will find; raises Unsupported."""
     path = find_nvcc()
-    if path is None:
+    found = None if path is None else tool_release(path)
+    if found is None:
         raise Unsupported("FlashInfer compiles its kernels and finds no nvcc")
-    told: str = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    return told.rpartition("release ")[2].partition(",")[0]
+    return found
 
 
 def find_nvcc() -> str | None:

@@ -6,7 +6,7 @@ capacity, V vocabulary. Sums are kept in LANES parts, as vector registers hold t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -16,6 +16,7 @@ LANES = 16
 SCHEDULED = {"tirx.is_scheduled": True, "tirx.noalias": True}
 
 
+@cache  # each takes long to parse, and every layer has the same
 def rms_norm(rows: int, width: int, dtype: str, eps: float) -> Any:
     """Make what norms x [rows, width] and scales it by weight [width], in float32, rounded once."""
     lanes = gcd(width, LANES)
@@ -55,7 +56,8 @@ def rms_norm(rows: int, width: int, dtype: str, eps: float) -> Any:
     return rms_norm
 
 
-def attend(q_shape: Sequence[int], cached_shape: Sequence[int], dtype: str) -> Any:
+@cache
+def attend(q_shape: tuple[int, ...], cached_shape: tuple[int, ...], dtype: str) -> Any:
     """Make the attention of q [B, T, H, Dh], from a position int64 [1] on, to cached [B, K, C, Dh].
 
     One query head of one token at a time: scores of all positions, their softmax, then the weighted sum.
@@ -119,6 +121,7 @@ def attend(q_shape: Sequence[int], cached_shape: Sequence[int], dtype: str) -> A
     return attend
 
 
+@cache
 def finish(batch: int, vocab: int, dtype: str, length: int) -> Any:
     """Make what keeps new logits [B, V], chooses each row's greedy token, and moves the position on.
 

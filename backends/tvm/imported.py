@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import relax
@@ -25,9 +26,9 @@ def lower_import(config: DecoderConfig, shapes: Shapes, dtype: str) -> Any:
     builder = relax.BlockBuilder()
     add_poison(builder, config, shapes, dtype)
     module = builder.finalize()
-    programs = {f"prefill_{n}": export_prefill(config, shapes, dtype, n) for n in shapes.prompts}
-    for name, program in {**programs, "decode": export_decode(config, shapes, dtype)}.items():
-        module[name] = import_program(program).with_attr("global_symbol", name)
+    programs = {f"prefill_{n}": partial(export_prefill, config, shapes, dtype, n) for n in shapes.prompts}
+    for name, export in {**programs, "decode": partial(export_decode, config, shapes, dtype)}.items():
+        module[name] = import_program(export()).with_attr("global_symbol", name)
     return relax.transform.Normalize()(module)
 
 

@@ -7,7 +7,7 @@ size, C capacity.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -221,9 +221,9 @@ def call_inplace(
     return [builder.emit(result[index]) for index in range(len(types))] if several else [result]
 
 
-def sizes(x: Var) -> list[int]:
+def sizes(x: Var) -> tuple[int, ...]:
     """Return a tensor's shape."""
-    return [int(size) for size in x.ty.shape]
+    return tuple(int(size) for size in x.ty.shape)
 
 
 def constant(value: float) -> Any:
@@ -243,7 +243,8 @@ def integers(values: np.ndarray) -> Any:
     return relax.const(values, "int64")
 
 
-def write_cache(new_shape: Sequence[int], cached_shape: Sequence[int], dtype: str) -> Any:
+@cache
+def write_cache(new_shape: tuple[int, ...], cached_shape: tuple[int, ...], dtype: str) -> Any:
     """Make what writes new [B, T, K, Dh] into cached [B, K, C, Dh] from a position int64 [1] on."""
     batch, length, heads, width = new_shape
 
@@ -260,7 +261,8 @@ def write_cache(new_shape: Sequence[int], cached_shape: Sequence[int], dtype: st
     return write_cache
 
 
-def spoil_cache(shape: Sequence[int], dtype: str) -> Any:
+@cache
+def spoil_cache(shape: tuple[int, ...], dtype: str) -> Any:
     """Make what writes a row [Dh] to cached [B, K, C, Dh] from a position int64 [1] on."""
     batch, heads, capacity, width = shape
 
@@ -278,7 +280,8 @@ def spoil_cache(shape: Sequence[int], dtype: str) -> Any:
     return spoil_cache
 
 
-def overwrite(shape: Sequence[int], dtype: str) -> Any:
+@cache
+def overwrite(shape: tuple[int, ...], dtype: str) -> Any:
     """Make what copies one tensor over another; opaque, since FuseTIR fails where it fuses it."""
     new = te.placeholder(shape, dtype, "new")
     old = te.compute(shape, lambda *indices: new[indices], "old")

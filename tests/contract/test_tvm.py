@@ -13,7 +13,8 @@ import pytest
 
 from backends import registry
 from backends.contract import Shapes, Target, Unsupported
-from backends.tvm import choose
+from backends.tvm import Tvm
+from backends.tvm.plan import choose
 from models.checkpoint import Weights
 from tests.contract.child import threads_of
 from tests.contract.reference import FAMILIES, LLAMA, reference_logits
@@ -29,7 +30,7 @@ from backends.tvm.pipeline import build_pipeline, fusing_passes  # noqa: E402
 from backends.tvm.targets import name_target  # noqa: E402
 from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill  # noqa: E402
 
-SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)
+SHAPES = Shapes(batch=2, prompts=(8,), capacity=23)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
 CPU = Target("cpu", "float32", "any")
 OpenFamily = Callable[[str, str], Weights]
@@ -58,7 +59,7 @@ PHASES = {"stock": (Prefill, Decode), "cpu": (CpuOps, CpuOps), "gpu": (GpuPrefil
 def test_each_function_writes_its_state_where_it_lies(phases: str) -> None:
     """What a function returns of the state is the state's own buffer, through in-place calls alone."""
     module = lower_definition(LLAMA, SHAPES, "bfloat16", *PHASES[phases])
-    for name in ("prefill_4", "prefill_8", "decode"):
+    for name in ("prefill_8", "decode"):
         function = module[name]
         bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
         results = list(bindings[function.body.body].fields)
@@ -75,7 +76,7 @@ def test_tvms_own_passes_for_a_gpu_take_the_stock_functions() -> None:
             lower_definition(LLAMA, SHAPES, "bfloat16", Prefill, Decode)
         )
     names = {variable.name_hint for variable in lowered.functions}
-    assert {"prefill_4", "prefill_8", "decode", "poison", "write_cache", "overwrite"} <= names
+    assert {"prefill_8", "decode", "poison", "write_cache", "overwrite"} <= names
 
 
 def written_to(result: Any, bindings: dict[Any, Any]) -> Any:
@@ -166,6 +167,7 @@ def test_options_are_settled_before_anything_is_compiled() -> None:
     untuned = choose({"tune": "8"}, replace(gpu, card="h100"))
     assert untuned.untuned
     assert untuned.provenance == choose({}, gpu).provenance
+    assert [Tvm().tunes(each) for each in ({}, {"tune": "8"})] == [False, True]
     for alone in ({"stock": ""}, {"import": "torch"}):
         with pytest.raises(Unsupported, match="leave out the other options"):
             choose({**alone, "library": "cublas"}, gpu)
@@ -186,14 +188,14 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     # What TVM defines at this import takes it half a minute, and products in float32 use none of it.
     monkeypatch.setitem(sys.modules, "tvm.s_tir.tensor_intrin", ModuleType("tensor_intrin"))
     weights, shapes = open_family("llama", "float32"), Shapes(batch=1, prompts=(1,), capacity=23)
-    backend, options = registry.find("tvm"), {"tune": "2"}
+    backend, options = Tvm(), {"tune": "1"}
     built = backend.build(weights.config, shapes, CPU, options)
-    assert built.provenance.endswith("2 trials of MetaSchedule")
+    assert built.provenance.endswith("1 trials of MetaSchedule")
     database = {name: built.payload.files[name] for name in tuning.DATABASE}
     for name, content in database.items():
         (tmp_path / name).write_bytes(content)
     products = {"qkv", "o", "gate_up", "down", "head"}  # of one token, in prefill as in decode
-    assert database["database_tuning_record.json"].count(b"\n") == len(products) + 2  # ours, then trials
+    assert database["database_tuning_record.json"].count(b"\n") == len(products) + 1  # ours, then the trial
     target = name_target(CPU, stock=False)
     with target:
         passes = [*fusing_passes(), tvm.relax.transform.MetaScheduleApplyDatabase(str(tmp_path))]
@@ -202,14 +204,17 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     found = [function for name, function in scheduled.functions.items() if "matmul" in name.name_hint]
     assert [function.attrs["tirx.is_scheduled"] for function in found] == [True] * len(products)
 
-    monkeypatch.setattr(tuning, "tune_products", None)  # no trial from here on
+    calls: list[Any] = []  # no trial from here on
+    monkeypatch.setattr(tuning, "tune_products", lambda *arguments: calls.append(arguments))
     assert backend.build(weights.config, shapes, CPU, options).payload.files == built.payload.files
     elsewhere = replace(CPU, card="another", tuning=str(tmp_path))
     again = backend.build(weights.config, shapes, elsewhere, options)
     assert {name: again.payload.files[name] for name in tuning.DATABASE} == database
     assert not again.untuned
     assert_reference_logits(backend.load(built, weights), weights, TOKENS[:1, :4], prompt=1)
-    assert backend.build(weights.config, shapes, replace(elsewhere, tuning=None), options).untuned
+    assert not calls
+    backend.tune(weights.config, shapes, CPU, options, tmp_path)
+    assert calls[0][2:] == (1, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
@@ -218,9 +223,9 @@ def test_a_worker_has_the_threads_it_is_given_and_its_second_start_compiles_noth
 ) -> None:
     monkeypatch.delenv("TVM_NUM_THREADS", raising=False)  # which an engine loaded in this process has set
     folder = open_family("llama", "float32").folder
+    found = []
     for count, workers in ((1, 0), (3, 3)):  # one thread works itself, more are workers that it waits for
         assert len(threads_of("tvm", folder, count, {CACHE: str(tmp_path)})) == 1 + workers
-    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(kept) == 1
-    threads_of("tvm", folder, 3, {CACHE: str(tmp_path)})
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+        found.append({path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()})
+    assert len(found[0]) == 1
+    assert found[1] == found[0]
