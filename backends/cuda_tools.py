@@ -5,7 +5,7 @@ import subprocess
 
 
 def tool_release(name: str) -> str | None:
-    """Tell the release of a tool, by its path or its name on the path, `13.0, V13.0.88`; None if there is none."""
+    """Tell the release of a tool, given by path or by name, `13.0, V13.0.88`; None where there is none."""
     path = shutil.which(name)
     if path is None:
         return None
