@@ -35,9 +35,7 @@ def build(
         str | None,
         typer.Option(help="Cached positions before a decode, a list. Default: 1024, for cpu 128."),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Decode steps after them. Default: 32.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Decode steps after them. Default: 32.")] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Engines built at a time. Default: half as many as cores.")
     ] = None,
