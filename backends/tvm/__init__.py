@@ -159,7 +159,9 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
         return {LIBRARY: compile_module(module, named, "default" if plan.stock else build_pipeline(named))}
 
     parts = {"config": config, "shapes": shapes, "target": str(named), "dtype": target.dtype, "plan": plan}
-    return describe(config, shapes, target.dtype, plan, kept_or({**parts, "known": known}, make_files))
+    # Trials are for as many threads as they had.
+    parts["tuning"] = (known, os.environ["TVM_NUM_THREADS"]) if plan.trials else None
+    return describe(config, shapes, target.dtype, plan, kept_or(parts, make_files))
 
 
 def lower(config: DecoderConfig, shapes: Shapes, target: Target, plan: Plan) -> Any:

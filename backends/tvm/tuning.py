@@ -129,20 +129,28 @@ def enter_own(tasks: Sequence[Any], database: Any, builder: Any, runner: Any) ->
     for (task, schedule), built in zip(own, builder.build(inputs), strict=True):
         (function,) = task.dispatched[0].functions.values()
         arguments = meta_schedule.arg_info.ArgInfo.from_prim_func(function)
-        device = "cuda" if task.target.kind.name == "cuda" else "cpu"
-        asked = meta_schedule.runner.RunnerInput(built.artifact_path, device, arguments)
-        timed = runner.run([asked])[0].result()
-        if not timed.run_secs:
-            cause = str(timed.error_msg).strip().splitlines()[-1]
-            raise Unsupported(f"tune= cannot run {task.task_name} here: {cause}")
+        seconds = time_candidate(built, task.target, arguments, runner)
         record = meta_schedule.database.TuningRecord(
             schedule.trace,
             database.commit_workload(task.dispatched[0]),
-            list(timed.run_secs),
+            seconds,
             task.target,
             arguments,
         )
         database.commit_tuning_record(record)
+
+
+def time_candidate(built: Any, target: TvmTarget, arguments: Sequence[Any], runner: Any) -> list[float]:
+    """Return the seconds of a candidate's runs; raises Unsupported in TVM's words where it has none."""
+    error = built.error_msg
+    if error is None:
+        device = "cuda" if target.kind.name == "cuda" else "cpu"
+        asked = meta_schedule.runner.RunnerInput(built.artifact_path, device, arguments)
+        timed = runner.run([asked])[0].result()
+        if timed.run_secs:
+            return list(timed.run_secs)
+        error = timed.error_msg
+    raise Unsupported(f"tune= cannot run products here: {str(error).strip().splitlines()[-1]}")
 
 
 def schedule_own(task: Any) -> Any | None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -215,6 +215,13 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     assert not calls
     backend.tune(weights.config, shapes, CPU, options, tmp_path)
     assert calls[0][2:] == (1, tmp_path)
+
+
+def test_a_product_that_cannot_be_timed_is_refused_in_tvms_words() -> None:
+    target, failed = tvm.target.Target("llvm"), "An exception occurred\nno space left on device\n"
+    built = SimpleNamespace(error_msg=failed, artifact_path=None)
+    with pytest.raises(Unsupported, match="tune= cannot run products here: no space left on device"):
+        tuning.time_candidate(built, target, [], None)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
