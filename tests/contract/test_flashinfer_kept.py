@@ -1,0 +1,120 @@
+"""FlashInfer's compiled kernels in the engine store, with a stand-in for its build system."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backends import registry
+from backends.contract import Artefact, Keeper, Shapes, Target, Unsupported
+from tests.contract.reference import LLAMA
+
+pytest.importorskip("torch")
+
+H100, A100 = (Target("cuda:0", "bfloat16", each, card=each) for each in ("sm_90", "sm_80"))
+SHAPES = Shapes(batch=1, prompts=(4,), capacity=40)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """Stand in for `flashinfer.jit`: a module of kernels is compiled to a file that holds its name."""
+    compiled: list[str] = []
+
+    def spec(name: str) -> Any:
+        path = tmp_path / "compiled" / name / f"{name}.so"
+        return SimpleNamespace(name=name, get_library_path=lambda: path)
+
+    def build(specs: list[Any]) -> None:
+        for each in specs:
+            path = each.get_library_path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(each.name)
+            compiled.append(each.name)
+
+    def attention(kernel: str, *sizes: object) -> Any:
+        return spec(f"prefill_{kernel}_{sizes[4]}")
+
+    env = SimpleNamespace(FLASHINFER_AOT_DIR=tmp_path / "none")
+    modules = SimpleNamespace(_gen_batch_prefill_primary_module=attention, gen_batch_prefill_module=attention)
+    parts = {
+        "flashinfer": {},
+        "flashinfer.jit": {"build_jit_specs": build, "env": env},
+        "flashinfer.jit.activation": {"gen_act_and_mul_module": lambda gate: spec(f"{gate}_and_mul")},
+        "flashinfer.jit.attention": {"modules": modules},
+        "flashinfer.jit.norm": {"gen_norm_module": lambda: spec("norm")},
+        "flashinfer.jit.rope": {"gen_rope_module": lambda: spec("rope")},
+    }
+    for name, members in parts.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_USE_CUDA_NORM"):
+        monkeypatch.setenv(name, "")  # so that they are afterwards what they were
+    return SimpleNamespace(compiled=compiled, env=env)
+
+
+def build(target: Target, options: dict[str, str] | None = None) -> tuple[Keeper, Artefact]:
+    keeper = registry.find("flashinfer")
+    assert isinstance(keeper, Keeper)
+    assert keeper.machine_code
+    return keeper, keeper.build(LLAMA, SHAPES, target, options or {})
+
+
+@pytest.mark.parametrize(
+    ("target", "attention"),
+    [(H100, {"prefill_fa2_64.so", "prefill_fa3_64.so"}), (A100, {"prefill_fa2_64.so"})],
+)
+def test_each_library_is_kept_once(
+    library: SimpleNamespace, tmp_path: Path, target: Target, attention: set[str]
+) -> None:
+    keeper, artefact = build(target)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    keeper.save(artefact, kept)
+    assert {path.name for path in kept.iterdir()} == {"norm.so", "rope.so", "silu_and_mul.so"} | attention
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": ""}])
+def test_what_is_opened_is_found_and_nothing_compiled(
+    library: SimpleNamespace, tmp_path: Path, options: dict[str, str]
+) -> None:
+    keeper, artefact = build(H100, options)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    keeper.save(artefact, kept)
+    library.compiled.clear()
+    opened = keeper.open(replace(artefact, payload=None), kept)
+    assert opened == artefact
+    assert library.compiled == []
+    for name in ("norm", "prefill_fa3_64"):
+        assert (library.env.FLASHINFER_AOT_DIR / name / f"{name}.so").read_text() == name
+
+
+def test_an_engine_that_lacks_a_library_is_refused(library: SimpleNamespace, tmp_path: Path) -> None:
+    keeper, artefact = build(H100)
+    keeper.save(artefact, tmp_path)
+    (tmp_path / "rope.so").unlink()
+    before = library.env.FLASHINFER_AOT_DIR
+    with pytest.raises(Unsupported, match="no library rope"):
+        keeper.open(artefact, tmp_path)
+    assert before == library.env.FLASHINFER_AOT_DIR
+
+
+def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from backends import flashinfer
+
+    monkeypatch.setattr(flashinfer, "version", lambda name: "1")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    keeper = registry.find("flashinfer")
+    assert isinstance(keeper, Keeper)
+    with pytest.raises(Unsupported, match="finds no nvcc"):
+        keeper.compilers(H100, {})
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.0, V13.0.88\n")
+    nvcc.chmod(0o755)
+    assert keeper.compilers(H100, {})["nvcc"] == "13.0, V13.0.88"
