@@ -35,7 +35,8 @@ class Eager:
         graph = "graph" in options
         if graph and not target.device.startswith("cuda"):
             raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
-        provenance = "configured: one CUDA graph a decode step" if graph else "stock"
+        sliced = "configured: decode without cuDNN attention" if target.device.startswith("cuda") else "stock"
+        provenance = "configured: one CUDA graph a decode step" if graph else sliced
         return Artefact(config, shapes, target, options, definition="common", provenance=provenance)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
@@ -46,14 +47,23 @@ class Eager:
 
 
 def lower_eager(state: State) -> Steps:
-    """Launch each operation from Python; the host knows the length, so the cache is sliced, not masked."""
+    """Launch each operation from Python; the host knows the length, so the cache is sliced, not masked.
+
+    Decode does without cuDNN's attention, torch's first choice on a Hopper: it is prepared anew for every
+    length, which a chain that is timed again and again at the same lengths does not show.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     from backends.torch_engine import Steps, prefill_step, sliced_step
+
+    lasting = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
     def prefill(tokens: Tensor) -> None:
         state.logits, state.token = prefill_step(state, tokens)
 
     def decode() -> None:
-        state.logits, state.token = sliced_step(state)
+        with sdpa_kernel(lasting):
+            state.logits, state.token = sliced_step(state)
 
     return Steps(prefill, decode)
 
