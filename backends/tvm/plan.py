@@ -18,7 +18,9 @@ GPU_KERNELS = (
     "decode_attention",
     "rotate_and_write",
     "add_rms_norm",
-    "finish",
+    "swiglu",
+    "keep_logits",
+    "choose_token",
 )
 """TIR of ours on a GPU."""
 
