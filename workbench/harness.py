@@ -21,6 +21,8 @@ Progress = Callable[[int], None]
 """Told the number of samples so far, between two samples and outside the clock."""
 Sample = tuple[float, float | None]
 """Seconds of the work, and seconds until the call returned where that is of interest."""
+DIGITS = 10
+"""Decimals of the seconds that are kept: the clock ticks in nanoseconds, so more would only fill records."""
 
 
 class Timer(Protocol):
@@ -159,8 +161,8 @@ def _collect(
             if progress is not None:
                 progress(len(taken))
     return Samples(
-        samples_s=tuple(seconds for seconds, _ in taken),
-        enqueue_s=tuple(enqueue for _, enqueue in taken if enqueue is not None),
+        samples_s=tuple(round(seconds, DIGITS) for seconds, _ in taken),
+        enqueue_s=tuple(round(enqueue, DIGITS) for _, enqueue in taken if enqueue is not None),
         elapsed_s=elapsed,
         settled=warm_up.settled,
     )
