@@ -20,18 +20,33 @@ INSTALL = "pip install 'flashinfer-python==0.7.2.post1'"
 
 TOOLS = {"ninja": "pip install ninja", "nvcc": "install the CUDA toolkit, or set CUDA_HOME"}
 """What it compiles with, and how to get that."""
+ATTENTIONS = ("paged", "block-sparse")
 
 
-def name_attention(target: Target) -> str:
+def choose_attention(options: Mapping[str, str]) -> str:
+    """Return which of FlashInfer's wrappers decode attends by."""
+    return options.get("attention", ATTENTIONS[0])
+
+
+def name_attention(target: Target, options: Mapping[str, str]) -> str:
     """Name the kernels that attend."""
     from backends.flashinfer.kernels import prefill_kernel
 
-    return f"attention=fa2 paged decode, {prefill_kernel(target.architecture)} prefill"
+    return f"fa2 {choose_attention(options)} decode, {prefill_kernel(target.architecture)} prefill"
 
 
-def plan_around(target: Target) -> compiled.Plan:
+def name_graphs(options: Mapping[str, str]) -> str:
+    """Name what is replayed as a CUDA graph; a plan of the block-sparse wrapper moves what one would read."""
+    if choose_attention(options) == "paged":
+        return "one CUDA graph a step"
+    return "one CUDA graph a prefill, none of decode"
+
+
+def plan_around(target: Target, options: Mapping[str, str]) -> compiled.Plan:
     """Plan how torch.compile makes all but the attention."""
-    return compiled.Plan(name_attention(target), None, compiled.TUNED_DECODE, replay=True, by_layer=True)
+    named = f"{name_attention(target, options)}, {name_graphs(options)}"
+    # The engine captures what can be captured, hence `replay` says nothing here.
+    return compiled.Plan(named, None, compiled.TUNED_DECODE, replay=False, by_layer=True)
 
 
 def nvcc_release() -> str:
@@ -64,6 +79,7 @@ class FlashInfer:
     machine_code = True
     options: Mapping[str, Option] = {
         "compile": Option("all but attention through torch.compile, settings as compile's"),
+        "attention": Option("how decode attends; block-sparse: without a CUDA graph", ATTENTIONS),
     }
 
     def probe(self) -> Probe:
@@ -95,9 +111,12 @@ class FlashInfer:
             raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
         if target.dtype == "float32":
             raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
+        if missing := missing_tool():
+            raise Unsupported(f"FlashInfer compiles its kernels and finds no {missing}: {TOOLS[missing]}")
         compile_kernels(config, target)
-        plan = plan_around(target) if "compile" in options else None
-        own = f"configured: {name_attention(target)}, rope, norm, gate, one CUDA graph a step"
+        plan = plan_around(target, options) if "compile" in options else None
+        kernels = f"attention={name_attention(target, options)}, rope, norm, gate"
+        own = f"configured: {kernels}, {name_graphs(options)}"
         return Artefact(
             config, shapes, target, options, "common", plan.provenance if plan else own, payload=plan
         )
@@ -118,7 +137,8 @@ class FlashInfer:
         from backends.flashinfer.kernels import use_kernels
 
         use_kernels(artefact.config, artefact.target, folder)
-        plan = plan_around(artefact.target) if "compile" in artefact.options else None
+        options = artefact.options
+        plan = plan_around(artefact.target, options) if "compile" in options else None
         return replace(artefact, payload=plan)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:

@@ -57,6 +57,8 @@ class Planned:
     """A wrapper of FlashInfer's; it runs what was planned last."""
 
     wrapper: Any
+    in_place = True
+    """Whether a plan is written where the last one was, so that a CUDA graph of the run reads it."""
 
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, workspace: Tensor) -> None:
         self.config, self.batch, self.dtype, self.workspace = config, batch, dtype, workspace

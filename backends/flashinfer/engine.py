@@ -1,4 +1,4 @@
-"""The engine of FlashInfer's attention: each call plans, then replays one CUDA graph."""
+"""The engine of FlashInfer's attention: each call plans, then replays one CUDA graph where that can be."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backends.compile.lower import compile_steps
 from backends.contract import Artefact
+from backends.flashinfer import choose_attention
 from backends.flashinfer.attention import (
     WORKSPACE_BYTES,
     PagedCache,
@@ -18,6 +19,7 @@ from backends.flashinfer.attention import (
     RaggedPrefill,
     pages_of,
 )
+from backends.flashinfer.block_sparse import BlockSparseDecode
 from backends.flashinfer.kernels import prefill_kernel
 from backends.flashinfer.ops import (
     DecodeOps,
@@ -29,6 +31,8 @@ from backends.flashinfer.ops import (
 from backends.torch_engine import Replay, State, Steps, TorchEngine, static_decode, static_prefill
 from models.checkpoint import Weights
 
+Decode = PagedDecode | BlockSparseDecode
+DECODES: dict[str, type[Decode]] = {"paged": PagedDecode, "block-sparse": BlockSparseDecode}
 PASSES = 10
 """How often each part of a step is timed; the median counts."""
 
@@ -46,7 +50,8 @@ class FlashInferEngine(TorchEngine):
         dtype = state.logits.dtype
         workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=self.device)
         kernel = prefill_kernel(self.artefact.target.architecture)
-        self.paged = PagedDecode(config, shapes.batch, shapes.capacity, dtype, workspace)
+        attention = DECODES[choose_attention(self.artefact.options)]
+        self.paged = attention(config, shapes.batch, shapes.capacity, dtype, workspace)
         self.ragged = {
             length: RaggedPrefill(config, shapes.batch, length, dtype, workspace, kernel)
             for length in shapes.prompts
@@ -66,7 +71,10 @@ class FlashInferEngine(TorchEngine):
         prefill_ops: Callable[..., PrefillOps],
         decode_ops: Callable[..., DecodeOps],
     ) -> Steps:
-        """Plan outside the graphs, which read the newest plan wherever they are replayed."""
+        """Plan outside the graphs, which read the newest plan wherever they are replayed.
+
+        A decode whose plans do not stay in one place is launched step by step.
+        """
         pool = torch.cuda.graph_pool_handle()
         paged = self.paged
         make_decode = partial(decode_ops, handle=paged.handle, width=paged.width)
@@ -75,12 +83,12 @@ class FlashInferEngine(TorchEngine):
             paged.advance(state.position)
             run_decode(make_decode)
 
-        replayed = Replay(state, step, pool)
+        run_step = Replay(state, step, pool) if paged.in_place else step
         prefills: dict[int, Replay] = {}
 
         def decode() -> None:
             paged.plan(state.length + 1)
-            replayed()
+            run_step()
 
         def prefill(tokens: Tensor) -> None:
             length = tokens.shape[1]
@@ -106,7 +114,7 @@ class FlashInferEngine(TorchEngine):
         q, k, v = (self._noise(rows, heads) for heads in (config.heads, config.kv_heads, config.kv_heads))
         return self._time(ragged, ragged.plan, [(q, k, v)] * config.layers)
 
-    def _time_decode(self, paged: PagedDecode, length: int) -> dict[str, float]:
+    def _time_decode(self, paged: Decode, length: int) -> dict[str, float]:
         cache = self.state.cache
         q = self._noise(paged.batch, self.state.config.heads)
         layers = zip(cache.keys, cache.values, strict=True)

@@ -28,6 +28,9 @@ OF_TORCH_ITSELF = (
 )
 """Warnings that torch.compile raises inside torch, whatever it compiles."""
 
+OTHER_WAYS = (("import", "torch"), ("attention", "block-sparse"))
+"""Values of options that lead to an engine's code by a way of their own."""
+
 ARTEFACTS: dict[tuple[object, ...], Artefact] = {}
 """What this session has built so far."""
 
@@ -93,9 +96,14 @@ def architecture(device: str) -> str:
     return f"sm_{major}{minor}"
 
 
+def takes(backend: Backend, key: str, value: str) -> bool:
+    """Tell whether a backend has an option with that value."""
+    return key in backend.options and value in backend.options[key].values
+
+
 def contestants() -> Iterator[Any]:
-    """List every backend, bare, with each of its switches and by its importer, on every device and data type
-    it has here.
+    """List every backend, bare, with each of its switches and by its other ways, on every device and data
+    type it has here.
     """
     for name in registry.names():
         if name == "null":  # computes nothing and has tests of its own
@@ -106,8 +114,7 @@ def contestants() -> Iterator[Any]:
             yield pytest.param(None, id=name, marks=pytest.mark.skip(reason=f"{name}: {probe.reason}"))
             continue
         variants = [{key: ""} for key, option in backend.options.items() if not option.values]
-        if "import" in backend.options:
-            variants.append({"import": "torch"})
+        variants += [{key: way} for key, way in OTHER_WAYS if takes(backend, key, way)]
         for options in ({}, *variants):
             for kind in probe.devices:
                 # An option shows in one data type on a CPU: compiling is most of the suite's time.

@@ -46,6 +46,42 @@ class BatchDecodeWithPagedKVCacheWrapper:
         return torch.cat(rows)
 
 
+class BlockSparseAttentionWrapper:
+    """Blocks of R queries by C positions; a row of blocks is causal within what its columns hold."""
+
+    plans = 0
+
+    def __init__(self, workspace: Tensor, *, backend: str) -> None:
+        assert backend == "fa2"
+
+    def plan(
+        self, indptr: Tensor, indices: Tensor, M: int, N: int, R: int, C: int, heads: int, kv_heads: int,
+        width: int, *, causal: bool, sm_scale: float, q_data_type: torch.dtype, o_data_type: torch.dtype,
+    ) -> None:  # fmt: skip
+        assert causal
+        assert len(indptr) == M // R + 1
+        assert indptr[-1] == len(indices)
+        assert indices.max() * C < N
+        self.rows = [indices[slice(*pair)] for pair in itertools.pairwise(indptr.tolist())]
+        self.shape, self.R, self.C = ((M, heads, width), (N, kv_heads, width)), R, C
+        self.scale, self.dtype = sm_scale, q_data_type
+        assert q_data_type == o_data_type
+        self.plans += 1
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert q.is_contiguous()
+        assert q.dtype == k.dtype == self.dtype
+        k, v = (x.reshape(-1, self.C, *x.shape[-2:]) for x in (k, v))
+        assert (q.shape, k.flatten(0, 1).shape) == self.shape
+        out = torch.empty_like(q)
+        for row, columns in enumerate(self.rows):
+            keys, values = (x[columns].flatten(0, 1) for x in (k, v))
+            for place in range(self.R):
+                at, seen = row * self.R + place, len(keys) - self.R + place + 1
+                out[at] = attend(q[at][None], keys[:seen], values[:seen], self.scale, causal=False)[0]
+        return out
+
+
 class BatchPrefillWithRaggedKVCacheWrapper:
     plans = 0
 

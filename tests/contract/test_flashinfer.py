@@ -18,8 +18,10 @@ import pytest
 from backends import compile as compiled
 from backends import registry
 from backends.contract import POISON, Artefact, Probe, Shapes, Target, Unsupported
+from backends.flashinfer import ATTENTIONS
 from backends.flashinfer.kernels import padded_head, prefill_kernel, set_target
 from models.checkpoint import Weights
+from models.errors import UserError
 from tests.contract.reference import FAMILIES, LLAMA, reference_logits
 
 torch = pytest.importorskip("torch")
@@ -50,9 +52,9 @@ def engine_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     monkeypatch.setattr(engine, "WORKSPACE_BYTES", 1)
     monkeypatch.setattr(engine, "Replay", lambda state, step, pool: step)
 
-    def make(weights: Weights, plan: object = None) -> Any:
-        target = Target("cpu", weights.dtype, "sm_90")
-        artefact = Artefact(weights.config, SHAPES, target, {}, "common", "stock", payload=plan)
+    def make(weights: Weights, plan: object = None, attention: str = "paged") -> Any:
+        target, options = Target("cpu", weights.dtype, "sm_90"), {"attention": attention}
+        artefact = Artefact(weights.config, SHAPES, target, options, "common", "stock", payload=plan)
         return engine.FlashInferEngine(artefact, weights)
 
     yield make
@@ -85,33 +87,37 @@ def check(engine: Any, weights: Weights) -> None:
             assert error(position) < 1e-5, (start, position)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_prefill_and_decode_equal_the_reference(
-    engine_of: Callable[..., Any], open_family: OpenFamily, family: str
+    engine_of: Callable[..., Any], open_family: OpenFamily, family: str, attention: str
 ) -> None:
     weights = open_family(family, "float32")
-    engine = engine_of(weights)
+    engine = engine_of(weights, attention=attention)
     check(engine, weights)
     engine.close()
 
 
-@pytest.mark.parametrize("by_layer", [True, False])
+@pytest.mark.parametrize(
+    ("by_layer", "attention"), [(True, "paged"), (False, "paged"), (True, "block-sparse")]
+)
 def test_compiled_steps_equal_the_reference(
-    engine_of: Callable[..., Any], open_family: OpenFamily, by_layer: bool
+    engine_of: Callable[..., Any], open_family: OpenFamily, by_layer: bool, attention: str
 ) -> None:
     reason = registry.find("compile").probe().reason
     if reason:
         pytest.skip(reason)
     weights = open_family("llama", "float32")
-    engine = engine_of(weights, compiled.Plan("flashinfer", None, {}, replay=True, by_layer=by_layer))
+    engine = engine_of(weights, compiled.Plan("flashinfer", None, {}, False, by_layer), attention)
     check(engine, weights)
     engine.close()
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_plan_is_made_for_each_prompt_and_each_page(
-    engine_of: Callable[..., Any], open_family: OpenFamily
+    engine_of: Callable[..., Any], open_family: OpenFamily, attention: str
 ) -> None:
-    engine = engine_of(open_family("llama", "float32"))
+    engine = engine_of(open_family("llama", "float32"), attention=attention)
     prompt, pages = engine.ragged[4].wrapper, engine.paged.wrapper
     for times in (1, 2):
         engine.stage(TOKENS[:, :4])
@@ -122,6 +128,61 @@ def test_a_plan_is_made_for_each_prompt_and_each_page(
         engine.decode()
         assert pages.plans == plans, position
     engine.close()
+
+
+def test_only_what_reads_its_plan_in_place_is_a_graph(
+    engine_of: Callable[..., Any], open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[Any] = []
+
+    def capture(state: object, step: Any, pool: object) -> Any:
+        captured.append(step)
+        return step
+
+    weights = open_family("llama", "float32")
+    engine_of(weights).close()
+    monkeypatch.setattr(sys.modules["backends.flashinfer.engine"], "Replay", capture)
+    engine_of(weights).close()
+    assert len(captured) == 1  # the decode step: a prefill is captured when it first runs
+    engine_of(weights, attention="block-sparse").close()
+    assert len(captured) == 1
+
+
+@pytest.mark.parametrize(("batch", "pages", "used"), [(1, 1, 1), (1, 5, 2), (3, 4, 1), (3, 4, 4)])
+def test_the_block_mask_is_each_sequences_own_pages_in_use(
+    engine_of: Callable[..., Any], batch: int, pages: int, used: int
+) -> None:
+    module = importlib.import_module("backends.flashinfer.block_sparse")
+    pointers, columns = (x.numpy() for x in module.block_mask(batch, pages, used))
+    assert pointers.dtype == columns.dtype == np.int32
+    mask = np.zeros((batch, batch * pages), bool)
+    for row in range(batch):
+        mask[row, columns[pointers[row] : pointers[row + 1]]] = True
+    expected = np.kron(np.eye(batch, dtype=bool), np.arange(pages) < used)
+    assert np.array_equal(mask, expected)
+    assert len(columns) == mask.sum()
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 40])
+def test_the_query_that_counts_sees_every_filled_position_and_no_other(
+    engine_of: Callable[..., Any], length: int
+) -> None:
+    """Values that are one-hot by position, and keys all zero, make of each output what its query sees."""
+    module = importlib.import_module("backends.flashinfer.block_sparse")
+    config = replace(LLAMA, heads=2, kv_heads=1, head_dim=64)
+    decode = module.BlockSparseDecode(config, 2, 40, torch.float32, torch.zeros(1))
+    decode.plan(length)
+    decode.advance(torch.tensor([length - 1]))
+    values = torch.eye(48, 64).repeat(2, 1)[:, None].unflatten(0, (6, 16))  # [B * P, PAGE, K, W]
+    seen = decode.run(torch.ones(2, 2, 64), torch.zeros_like(values), values)
+    assert torch.equal(seen > 0, (torch.arange(64) < length).expand(2, 2, 64))
+
+
+def test_an_option_it_does_not_have_is_refused() -> None:
+    backend = registry.find("flashinfer")
+    registry.check_options(backend, {"attention": "block-sparse", "compile": ""})
+    with pytest.raises(UserError, match="did you mean 'block-sparse'"):
+        registry.check_options(backend, {"attention": "blocksparse"})
 
 
 def test_heads_are_padded_in_the_cache_and_poison_covers_whole_pages(

@@ -51,6 +51,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         module = ModuleType(name)
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("backends.flashinfer.missing_tool", lambda: None)
     for name in ("FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_USE_CUDA_NORM"):
         monkeypatch.setenv(name, "")  # so that they are afterwards what they were
     return SimpleNamespace(compiled=compiled, env=env)
@@ -77,7 +78,7 @@ def test_each_library_is_kept_once(
     assert {path.name for path in kept.iterdir()} == {"norm.so", "rope.so", "silu_and_mul.so"} | attention
 
 
-@pytest.mark.parametrize("options", [{}, {"compile": ""}])
+@pytest.mark.parametrize("options", [{}, {"compile": ""}, {"compile": "", "attention": "block-sparse"}])
 def test_what_is_opened_is_found_and_nothing_compiled(
     library: SimpleNamespace, tmp_path: Path, options: dict[str, str]
 ) -> None:
@@ -101,6 +102,40 @@ def test_an_engine_that_lacks_a_library_is_refused(library: SimpleNamespace, tmp
     with pytest.raises(Unsupported, match="no library rope"):
         keeper.open(artefact, tmp_path)
     assert before == library.env.FLASHINFER_AOT_DIR
+
+
+def test_what_decode_attends_by_changes_no_library(library: SimpleNamespace) -> None:
+    build(H100)
+    paged = sorted(library.compiled)
+    library.compiled.clear()
+    build(H100, {"attention": "block-sparse"})
+    assert sorted(library.compiled) == paged
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "attention=fa2 paged decode, fa3 prefill, rope, norm, gate, one CUDA graph a step"),
+        (
+            {"attention": "paged", "compile": ""},
+            "attention=fa2 paged decode, fa3 prefill, one CUDA graph a step",
+        ),
+        ({"attention": "block-sparse"}, "one CUDA graph a prefill, none of decode"),
+        ({"attention": "block-sparse", "compile": ""}, "one CUDA graph a prefill, none of decode"),
+    ],
+)
+def test_provenance_names_kernels_and_graphs(
+    library: SimpleNamespace, options: dict[str, str], named: str
+) -> None:
+    _, artefact = build(H100, options)
+    assert named in artefact.provenance
+
+
+def test_no_ninja_is_a_reason(library: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.flashinfer.missing_tool", lambda: "ninja")
+    with pytest.raises(Unsupported, match="no ninja: pip install ninja"):
+        build(H100)
+    assert library.compiled == []
 
 
 def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
