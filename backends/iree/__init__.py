@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -109,11 +110,8 @@ class Iree:
             from iree import compiler, runtime  # noqa: F401
 
             on_gpu = has_gpu()
-        except ModuleNotFoundError as error:
-            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
-        except Exception as error:  # a half-installed package fails in many ways
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Probe(reason=f"iree cannot be used: {cause}", install=INSTALL)
+        except Exception as error:
+            return describe_failure(self.name, error, INSTALL)
         versions = {name: version(name) for name in PACKAGES}
         devices = ("cpu", "cuda") if on_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -36,11 +37,8 @@ class OnnxRuntime:
             import onnxruntime
 
             providers = onnxruntime.get_available_providers()
-        except ModuleNotFoundError as error:
-            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
-        except Exception as error:  # a runtime that does not fit the machine fails in many ways
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Probe(reason=f"onnxruntime cannot be used: {cause}", install=INSTALL)
+        except Exception as error:
+            return describe_failure(self.name, error, INSTALL)
         versions = {"onnxruntime": str(onnxruntime.__version__), "onnx": version("onnx")}
         if "CUDAExecutionProvider" in providers:
             return Probe(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
+from backends.probe_failure import describe_failure
 from backends.tvm.plan import LIBRARIES, SOURCES, Plan, choose, on_gpu
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -47,11 +48,8 @@ class Tvm:
             import tvm
 
             has_gpu = tvm.cuda(0).exist
-        except ModuleNotFoundError as error:
-            return Probe(reason=f"{error.name} is not installed", install=INSTALL)
-        except Exception as error:  # a half-installed package fails in many ways
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Probe(reason=f"tvm cannot be used: {cause}", install=INSTALL)
+        except Exception as error:
+            return describe_failure(self.name, error, INSTALL)
         versions = {name: version(name) for name in PACKAGES}
         devices = ("cpu", "cuda") if has_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
