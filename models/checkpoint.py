@@ -67,7 +67,7 @@ class Weights:
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Yield (name, array) in the canonical order, each array fresh, writable and in `dtype`.
 
-        A caller that keeps none of them holds one tensor in memory at a time. Raises UserError naming
+        A caller that keeps none of them holds two tensors in memory at a time. Raises UserError naming
         a tensor whose values cannot be used.
         """
         digest = self._start_digest()
@@ -101,10 +101,16 @@ class Weights:
         return xxhash.xxh3_128(json.dumps(asdict(self.config), sort_keys=True).encode())
 
     def _read(self) -> Iterator[tuple[FusedTensor, Array]]:
-        """Yield every fused tensor with its values."""
+        """Yield every fused tensor with its values, the next one being read while the caller is at work."""
         self._check_tied()
-        for tensor in self.layout:
-            yield tensor, self._join(tensor)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(self._join, self.layout[0])]
+            for tensor, following in zip(self.layout, (*self.layout[1:], None), strict=True):
+                array = coming.pop().result()
+                if following is not None:
+                    coming.append(ahead.submit(self._join, following))
+                yield tensor, array
+                del array  # before the one after the next is read
 
     def _join(self, tensor: FusedTensor) -> Array:
         """Read a tensor's parts into one array, one after the other along the first axis."""

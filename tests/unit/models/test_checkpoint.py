@@ -143,10 +143,11 @@ def test_checksum_sees_the_dtype(tmp_path: Path) -> None:
     )
 
 
-def test_reading_holds_about_one_tensor(tmp_path: Path) -> None:
+def test_reading_holds_a_tensor_and_the_next(tmp_path: Path) -> None:
     wide = dataclasses.replace(SMALL, hidden_size=512, intermediate_size=1024, layers=6)
     weights = open_checkpoint(write(tmp_path, wide, make_tensors(wide)), "float32")
     largest = 2 * 1024 * 512 * 4  # gate_up
+    following = 512 * 1024 * 4  # down
     assert weights.nbytes > 5 * largest
     tracemalloc.start()
     for name, array in weights.arrays():
@@ -154,7 +155,7 @@ def test_reading_holds_about_one_tensor(tmp_path: Path) -> None:
     weights.checksum()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert largest < peak < 1.2 * largest
+    assert largest < peak < 1.1 * (largest + following)
 
 
 def test_pieces_read_by_several_threads_are_the_tensors(
