@@ -1,3 +1,6 @@
+const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (byte) => byte.charCodeAt(0));
+const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+new Function(await new Response(unpacked).text())(); // gives window.vegaEmbed
 const { charts, cards, samples } = JSON.parse(document.getElementById("data").textContent);
 const table = document.getElementById("table");
 const filters = document.getElementById("filters");
