@@ -70,7 +70,7 @@ def options(rows: Sequence[Row], name: str) -> list[str]:
 
 
 def library() -> str:
-    """Return Vega-Lite and what draws it as one script that fetches nothing, packed to a third: gzip in base64."""
+    """Return Vega-Lite and what draws it, a script that fetches nothing, as gzip in base64: half its size."""
     script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
     return b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
