@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.flashinfer.attention import attend, pages_of
+from backends.flashinfer.kernels import HEADS
 from backends.torch_ops import Cache, Rope, TorchOps
 from models.config import DecoderConfig
 
@@ -92,7 +93,12 @@ class Kernels(TorchOps):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, layer: int, q_norm: Tensor | None, k_norm: Tensor | None
     ) -> Tensor:
-        """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh]."""
+        """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh].
+
+        Heads of other sizes go another way in FlashInfer, which rotates them wrongly in place.
+        """
+        if self.config.head_dim not in HEADS:
+            return super().attend(q, k, v, layer, q_norm, k_norm)
         if q_norm is not None and k_norm is not None:
             q, k = self.norm(q, q_norm), self.norm(k, k_norm)
         rows = (x.view(q.shape[0] * q.shape[1], -1) for x in (q, k))  # rotated in place

@@ -64,7 +64,9 @@ class OnnxRuntime:
         model = export(config, shapes, target.dtype, attention).SerializeToString()
         cos, sin = rope_tables(config, shapes.capacity)
         programs = Programs(model, dict.fromkeys(shapes.prompts, model), {"cos": cos, "sin": sin})
-        provenance = "stock" if attention == "standard" else f"configured: attention={attention}"
+        settings = [f"attention={attention}"] if attention != "standard" else []
+        settings += ["one CUDA graph a run"] if target.device != "cpu" else []
+        provenance = f"configured: {', '.join(settings)}" if settings else "stock"
         return Artefact(config, shapes, target, options, "common", provenance, payload=programs)
 
     def _import(

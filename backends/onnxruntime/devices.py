@@ -79,12 +79,12 @@ class Cpu:
 
 
 class Gpu:
-    """The provider for CUDA, on its own stream; each binding is captured as a graph when it first runs."""
+    """The provider for CUDA, on its own stream; a binding that is captured is so when it first runs."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, capture: bool) -> None:
         from cuda.bindings import runtime
 
-        self._index, self._cuda = index, runtime
+        self._index, self._capture, self._cuda = index, capture, runtime
         self._succeed(runtime.cudaSetDevice(index))
         # A stream that CUDA's default one waits for, so that copies are in order with the sessions' work.
         self._stream = int(self._succeed(runtime.cudaStreamCreate()))
@@ -96,7 +96,7 @@ class Gpu:
         settings = {
             "device_id": str(self._index),
             "user_compute_stream": str(self._stream),
-            "enable_cuda_graph": "1",
+            "enable_cuda_graph": str(int(self._capture)),
             "use_tf32": "0",  # float32 is to mean float32
             "arena_extend_strategy": "kSameAsRequested",  # doubling would hide what an engine needs
         }
@@ -107,9 +107,10 @@ class Gpu:
         return GpuBuffer(shape, np.dtype(dtype), self)
 
     def run_options(self, binding: int) -> RunOptions | None:
-        """Name the binding's graph, and do not wait for the GPU after each run."""
+        """Name the binding's graph, if there is one, and do not wait for the GPU after each run."""
         options = RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(binding))
+        if self._capture:
+            options.add_run_config_entry("gpu_graph_id", str(binding))
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options
 
@@ -187,9 +188,9 @@ class GpuBuffer:
             self._gpu.copy_in(self.value.data_ptr() + length * row_bytes, capacity * row_bytes, rows)
 
 
-def open_device(name: str) -> Device:
-    """Open `cpu` or `cuda:N`."""
-    return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0))
+def open_device(name: str, capture: bool) -> Device:
+    """Open `cpu` or `cuda:N`, there with or without CUDA graphs."""
+    return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0), capture)
 
 
 def open_session(

@@ -59,7 +59,8 @@ class OnnxEngine:
 
     def __init__(self, artefact: Artefact, weights: Weights) -> None:
         programs: Programs = artefact.payload
-        self.device = open_device(artefact.target.device)
+        # What torch.onnx writes moves shapes to the host and back, which no graph can hold.
+        self.device = open_device(artefact.target.device, capture=artefact.definition != "imported")
         arrays = dict(weights.arrays())
         models = {programs.decode, *programs.prefills.values()}
         sessions = {model: self.device.open(model, arrays) for model in models}
