@@ -20,7 +20,7 @@ INSTALL = "pip install 'flashinfer-python==0.7.2.post1'"
 
 TOOLS = {"ninja": "pip install ninja", "nvcc": "install the CUDA toolkit, or set CUDA_HOME"}
 """What it compiles with, and how to get that."""
-ATTENTIONS = ("paged", "block-sparse")
+ATTENTIONS = ("paged", "block-sparse", "xqa")
 
 
 def choose_attention(options: Mapping[str, str]) -> str:
@@ -32,14 +32,16 @@ def name_attention(target: Target, options: Mapping[str, str]) -> str:
     """Name the kernels that attend."""
     from backends.flashinfer.kernels import prefill_kernel
 
-    return f"fa2 {choose_attention(options)} decode, {prefill_kernel(target.architecture)} prefill"
+    attention = choose_attention(options)
+    decode = attention if attention == "xqa" else f"fa2 {attention}"
+    return f"{decode} decode, {prefill_kernel(target.architecture)} prefill"
 
 
 def name_graphs(options: Mapping[str, str]) -> str:
     """Name what is replayed as a CUDA graph; a plan of the block-sparse wrapper moves what one would read."""
-    if choose_attention(options) == "paged":
-        return "one CUDA graph a step"
-    return "one CUDA graph a prefill, none of decode"
+    if choose_attention(options) == "block-sparse":
+        return "one CUDA graph a prefill, none of decode"
+    return "one CUDA graph a step"
 
 
 def plan_around(target: Target, options: Mapping[str, str]) -> compiled.Plan:
@@ -79,7 +81,9 @@ class FlashInfer:
     machine_code = True
     options: Mapping[str, Option] = {
         "compile": Option("all but attention through torch.compile, settings as compile's"),
-        "attention": Option("how decode attends; block-sparse: without a CUDA graph", ATTENTIONS),
+        "attention": Option(
+            "how decode attends; block-sparse: without a CUDA graph; xqa: without plans", ATTENTIONS
+        ),
     }
 
     def probe(self) -> Probe:
@@ -113,7 +117,7 @@ class FlashInfer:
             raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
         if missing := missing_tool():
             raise Unsupported(f"FlashInfer compiles its kernels and finds no {missing}: {TOOLS[missing]}")
-        compile_kernels(config, target)
+        compile_kernels(config, target, choose_attention(options))
         plan = plan_around(target, options) if "compile" in options else None
         kernels = f"attention={name_attention(target, options)}, rope, norm, gate"
         own = f"configured: {kernels}, {name_graphs(options)}"
@@ -130,14 +134,14 @@ class FlashInfer:
         """Copy the libraries of kernels; what torch.compile makes around them is not built ahead."""
         from backends.flashinfer.kernels import save_kernels
 
-        save_kernels(artefact.config, artefact.target, folder)
+        save_kernels(artefact.config, artefact.target, choose_attention(artefact.options), folder)
 
     def open(self, artefact: Artefact, folder: Path) -> Artefact:
         """Take the libraries from the folder, so that nothing is compiled for them; raises Unsupported."""
         from backends.flashinfer.kernels import use_kernels
 
-        use_kernels(artefact.config, artefact.target, folder)
         options = artefact.options
+        use_kernels(artefact.config, artefact.target, choose_attention(options), folder)
         plan = plan_around(artefact.target, options) if "compile" in options else None
         return replace(artefact, payload=plan)
 

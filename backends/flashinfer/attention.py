@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from backends.contract import POISON
-from backends.flashinfer.kernels import padded_head
+from backends.flashinfer.kernels import PAGE, padded_head
 from backends.torch_ops import Cache
 from models.config import DecoderConfig
 
-PAGE = 16
-"""Positions in a page of the cache."""
 WORKSPACE_BYTES = 128 << 20
 """Scratch memory for the parts of a split cache, as FlashInfer recommends."""
 

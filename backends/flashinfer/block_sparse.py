@@ -10,7 +10,8 @@ import flashinfer
 import torch
 from torch import Tensor
 
-from backends.flashinfer.attention import PAGE, Planned, page_count
+from backends.flashinfer.attention import Planned, page_count
+from backends.flashinfer.kernels import PAGE
 from models.config import DecoderConfig
 
 

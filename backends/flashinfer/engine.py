@@ -28,11 +28,16 @@ from backends.flashinfer.ops import (
     PrefillOps,
     tabulate_angles,
 )
+from backends.flashinfer.xqa import XqaDecode
 from backends.torch_engine import Replay, State, Steps, TorchEngine, static_decode, static_prefill
 from models.checkpoint import Weights
 
-Decode = PagedDecode | BlockSparseDecode
-DECODES: dict[str, type[Decode]] = {"paged": PagedDecode, "block-sparse": BlockSparseDecode}
+Decode = PagedDecode | BlockSparseDecode | XqaDecode
+DECODES: dict[str, type[Decode]] = {
+    "paged": PagedDecode,
+    "block-sparse": BlockSparseDecode,
+    "xqa": XqaDecode,
+}
 PASSES = 10
 """How often each part of a step is timed; the median counts."""
 

@@ -9,6 +9,10 @@ from typing import Any
 from backends.contract import Target, Unsupported
 from models.config import DecoderConfig
 
+PAGE = 16
+"""Positions in a page of the cache."""
+XQA_LEAST = 90
+"""The architecture that XQA is compiled for at least."""
 HEADS = (64, 128, 256)
 """Head sizes that its attention kernels are written for; a smaller head is padded with zeros."""
 
@@ -33,16 +37,21 @@ def set_target(architecture: str) -> None:
     os.environ["FLASHINFER_USE_CUDA_NORM"] = "1"  # the other norm is compiled at its first call
 
 
-def compile_kernels(config: DecoderConfig, target: Target) -> None:
+def compile_kernels(config: DecoderConfig, target: Target, decode: str) -> None:
     """Compile every kernel for the target, side by side, into FlashInfer's cache; what is there is kept."""
-    specs = list_kernels(config, target)
+    specs = list_kernels(config, target, decode)
     from flashinfer.jit import build_jit_specs
 
     build_jit_specs(specs)
 
 
-def list_kernels(config: DecoderConfig, target: Target) -> list[Any]:
-    """List FlashInfer's descriptions of the libraries that the engine loads; raises Unsupported."""
+def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any]:
+    """List FlashInfer's descriptions of the libraries that the engine loads; raises Unsupported.
+
+    `decode` is how decode attends: `xqa` has a library of its own, all others that of prefill.
+    """
+    if decode == "xqa" and int(target.architecture.removeprefix("sm_")) < XQA_LEAST:
+        raise Unsupported(f"FlashInfer's XQA is not for {target.architecture}: use attention=paged")
     set_target(target.architecture)
     import torch
     from flashinfer.jit.activation import gen_act_and_mul_module
@@ -58,21 +67,28 @@ def list_kernels(config: DecoderConfig, target: Target) -> list[Any]:
     specs.append(modules._gen_batch_prefill_primary_module("fa2", *attention))
     if prefill_kernel(target.architecture) == "fa3":
         specs.append(modules.gen_batch_prefill_module("fa3", *attention))
+    if decode == "xqa":
+        from flashinfer.jit.xqa import gen_xqa_module
+
+        group = config.heads // config.kv_heads
+        specs.append(
+            gen_xqa_module(dtype, dtype, PAGE, head, group, use_sliding_window=False, output_dtype=dtype)
+        )
     return specs
 
 
-def save_kernels(config: DecoderConfig, target: Target, folder: Path) -> None:
+def save_kernels(config: DecoderConfig, target: Target, decode: str, folder: Path) -> None:
     """Copy the compiled libraries to a folder."""
-    for spec in list_kernels(config, target):
+    for spec in list_kernels(config, target, decode):
         shutil.copyfile(spec.get_library_path(), folder / f"{spec.name}.so")
 
 
-def use_kernels(config: DecoderConfig, target: Target, folder: Path) -> None:
+def use_kernels(config: DecoderConfig, target: Target, decode: str, folder: Path) -> None:
     """Let FlashInfer take its libraries from where `save_kernels` put them; raises Unsupported.
 
     It looks for a prebuilt library in a folder named like it, and compiles what it does not find.
     """
-    specs = list_kernels(config, target)
+    specs = list_kernels(config, target, decode)
     from flashinfer.jit import env
 
     links = TemporaryDirectory(prefix="flashinfer-")

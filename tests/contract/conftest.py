@@ -28,7 +28,7 @@ OF_TORCH_ITSELF = (
 )
 """Warnings that torch.compile raises inside torch, whatever it compiles."""
 
-OTHER_WAYS = (("import", "torch"), ("attention", "block-sparse"))
+OTHER_WAYS = (("import", "torch"), ("attention", "block-sparse"), ("attention", "xqa"))
 """Values of options that lead to an engine's code by a way of their own."""
 
 ARTEFACTS: dict[tuple[object, ...], Artefact] = {}
@@ -121,7 +121,8 @@ def contestants() -> Iterator[Any]:
                 dtypes = DTYPES[:1] if options and kind == "cpu" else DTYPES
                 for dtype in (dtype for dtype in dtypes if dtype in probe.dtypes):
                     device = "cuda:0" if kind == "cuda" else kind
-                    label = "-".join([name, *options, kind, dtype])
+                    chosen = (part for pair in options.items() for part in pair if part)
+                    label = "-".join([name, *chosen, kind, dtype])
                     yield pytest.param(Contestant(backend, options, device, dtype), id=label)
 
 

@@ -103,6 +103,20 @@ class BatchPrefillWithRaggedKVCacheWrapper:
         return torch.cat([attend(q[part], k[part], v[part], self.scale, self.causal) for part in parts])
 
 
+def xqa(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, out: Tensor, workspace: Tensor,
+    done: Tensor, kv_heads: int, page: int, *, q_scale: float,
+) -> None:  # fmt: skip
+    assert q.is_contiguous()
+    assert lengths.dtype == done.dtype == torch.uint32
+    assert lengths.shape == (len(q), 1)
+    assert done.numel() >= len(q) * kv_heads
+    assert k.shape[1:3] == (page, kv_heads)
+    for sequence, length in enumerate(lengths.flatten().tolist()):
+        keys, values = (tensor[table[sequence]].flatten(0, 1)[:length] for tensor in (k, v))
+        out[sequence] = attend(q[sequence], keys, values, q_scale * q.shape[-1] ** -0.5, causal=False)
+
+
 def rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,14 +21,15 @@ from backends import registry
 from backends.contract import POISON, Artefact, Probe, Shapes, Target, Unsupported
 from backends.flashinfer import ATTENTIONS
 from backends.flashinfer.kernels import padded_head, prefill_kernel, set_target
-from models.checkpoint import Weights
+from models.checkpoint import Weights, open_checkpoint
 from models.errors import UserError
-from tests.contract.reference import FAMILIES, LLAMA, reference_logits
+from tests.contract.reference import FAMILIES, LLAMA, reference_logits, write_checkpoint
 
 torch = pytest.importorskip("torch")
 
 from tests.contract import stand_in_flashinfer  # noqa: E402 (torch may be missing)
 
+ROTATE = stand_in_flashinfer.apply_rope_with_cos_sin_cache_inplace
 SHAPES = Shapes(batch=2, prompts=(4, 20), capacity=40)
 TOKENS = np.random.default_rng(8).integers(0, 160, (2, 40), dtype=np.int32)
 OpenFamily = Callable[[str, str], Weights]
@@ -98,8 +100,28 @@ def test_prefill_and_decode_equal_the_reference(
     engine.close()
 
 
+def test_heads_that_it_rotates_are_rotated_by_it(
+    engine_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(LLAMA, heads=2, kv_heads=1, head_dim=64)
+    write_checkpoint(config, tmp_path)
+    weights = open_checkpoint(tmp_path, "float32")
+    calls: list[int] = []
+
+    def rotate(*arguments: Any) -> None:
+        calls.append(arguments[3])
+        ROTATE(*arguments)
+
+    monkeypatch.setattr(stand_in_flashinfer, ROTATE.__name__, rotate)
+    engine = engine_of(weights)
+    check(engine, weights)
+    engine.close()
+    assert set(calls) == {64}
+
+
 @pytest.mark.parametrize(
-    ("by_layer", "attention"), [(True, "paged"), (False, "paged"), (True, "block-sparse")]
+    ("by_layer", "attention"),
+    [(True, "paged"), (False, "paged"), (True, "block-sparse"), (True, "xqa")],
 )
 def test_compiled_steps_equal_the_reference(
     engine_of: Callable[..., Any], open_family: OpenFamily, by_layer: bool, attention: str
@@ -113,7 +135,7 @@ def test_compiled_steps_equal_the_reference(
     engine.close()
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", ["paged", "block-sparse"])
 def test_a_plan_is_made_for_each_prompt_and_each_page(
     engine_of: Callable[..., Any], open_family: OpenFamily, attention: str
 ) -> None:
@@ -146,6 +168,8 @@ def test_only_what_reads_its_plan_in_place_is_a_graph(
     assert len(captured) == 1  # the decode step: a prefill is captured when it first runs
     engine_of(weights, attention="block-sparse").close()
     assert len(captured) == 1
+    engine_of(weights, attention="xqa").close()
+    assert len(captured) == 2
 
 
 @pytest.mark.parametrize(("batch", "pages", "used"), [(1, 1, 1), (1, 5, 2), (3, 4, 1), (3, 4, 4)])

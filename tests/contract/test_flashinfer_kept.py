@@ -37,6 +37,11 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     def attention(kernel: str, *sizes: object) -> Any:
         return spec(f"prefill_{kernel}_{sizes[4]}")
 
+    def xqa(q: object, kv: object, page: int, head: int, group: int, **settings: object) -> Any:
+        assert q == kv == settings.pop("output_dtype")
+        assert settings == {"use_sliding_window": False}
+        return spec(f"xqa_{page}_{head}_{group}")
+
     env = SimpleNamespace(FLASHINFER_AOT_DIR=tmp_path / "none")
     modules = SimpleNamespace(_gen_batch_prefill_primary_module=attention, gen_batch_prefill_module=attention)
     parts = {
@@ -46,6 +51,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         "flashinfer.jit.attention": {"modules": modules},
         "flashinfer.jit.norm": {"gen_norm_module": lambda: spec("norm")},
         "flashinfer.jit.rope": {"gen_rope_module": lambda: spec("rope")},
+        "flashinfer.jit.xqa": {"gen_xqa_module": xqa},
     }
     for name, members in parts.items():
         module = ModuleType(name)
@@ -120,6 +126,7 @@ def test_what_decode_attends_by_changes_no_library(library: SimpleNamespace) -> 
             {"attention": "paged", "compile": ""},
             "attention=fa2 paged decode, fa3 prefill, one CUDA graph a step",
         ),
+        ({"attention": "xqa"}, "attention=xqa decode, fa3 prefill, rope, norm, gate, one CUDA graph a step"),
         ({"attention": "block-sparse"}, "one CUDA graph a prefill, none of decode"),
         ({"attention": "block-sparse", "compile": ""}, "one CUDA graph a prefill, none of decode"),
     ],
@@ -129,6 +136,17 @@ def test_provenance_names_kernels_and_graphs(
 ) -> None:
     _, artefact = build(H100, options)
     assert named in artefact.provenance
+
+
+def test_xqa_brings_its_own_library(library: SimpleNamespace, tmp_path: Path) -> None:
+    keeper, artefact = build(H100, {"attention": "xqa"})
+    keeper.save(artefact, tmp_path)
+    assert (tmp_path / "xqa_16_64_2.so").is_file()  # heads of 16 are padded to 64
+    library.compiled.clear()
+    keeper.open(artefact, tmp_path)
+    assert library.compiled == []
+    with pytest.raises(Unsupported, match="XQA is not for sm_80"):
+        build(A100, {"attention": "xqa"})
 
 
 def test_no_ninja_is_a_reason(library: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
