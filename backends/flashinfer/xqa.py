@@ -1,7 +1,7 @@
 """Decode by XQA: one kernel that reads every length on the device, so that nothing is planned.
 
-Letters as in backends/flashinfer/attention.py. A head's cache is split among as many blocks as its capacity fills
-and as SMs are there for B * K heads; the last one of a head to finish joins what all have found.
+Letters as in backends/flashinfer/attention.py. A head's cache is split among as many blocks as its capacity
+fills and as SMs are there for B * K heads; the last one of a head to finish joins what all have found.
 """
 
 import flashinfer
