@@ -95,7 +95,7 @@ class Kernels(TorchOps):
     ) -> Tensor:
         """Norm and rotate q and k, cache k and v, attend; returns [B, T, H * Dh].
 
-        Heads of other sizes go another way in FlashInfer, which rotates them wrongly in place.
+        Heads of other sizes go another way in FlashInfer, which rotates those of 16 wrongly.
         """
         if self.config.head_dim not in HEADS:
             return super().attend(q, k, v, layer, q_norm, k_norm)

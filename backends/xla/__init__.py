@@ -15,10 +15,12 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 if TYPE_CHECKING:
-    from backends.xla.engine import Interface, Lowering, Programs
+    from backends.xla.engine import Lowering, Programs
 
 INSTALL = "pip install 'jax>=0.10', or 'jax[cuda13]>=0.10' for a GPU"
 ATTENTIONS = ("auto", "products", "cudnn", "pallas")
+ATTENTION = "attention.txt"
+"""The file of a saved engine that names its attention."""
 SOURCES = ("definition", "torch")
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Set before jax starts: three quarters of a GPU's memory, taken at once, would hide what an engine needs."""
@@ -88,19 +90,25 @@ class Xla:
         return found | cuda_versions() if on_gpu(target) else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
-        """Write one file a program."""
+        """Write one file a program, and one that names the attention: where it is opened `auto` may differ."""
         from backends.xla.saved import save_programs
 
         save_programs(artefact.payload, folder)
+        (folder / ATTENTION).write_text(attention_of(artefact.options, artefact.target))
 
     def open(self, artefact: Artefact, folder: Path) -> Artefact:
         """Load the programs that were saved."""
         prepare(artefact.target)
         from backends.xla.saved import open_programs
 
-        config, shapes, target, options = artefact.config, artefact.shapes, artefact.target, artefact.options
-        programs = open_programs(describe(config, shapes, target, options), artefact, folder)
-        return replace(artefact, payload=programs)
+        if artefact.options.get("import") == "torch":
+            from backends.xla.imported import describe_import
+
+            interface = describe_import(artefact.config, artefact.shapes)
+        else:
+            attention = (folder / ATTENTION).read_text()
+            interface = trace(artefact.config, artefact.shapes, artefact.target, attention).interface
+        return replace(artefact, payload=open_programs(interface, artefact, folder))
 
     def tunes(self, options: Mapping[str, str]) -> bool:  # noqa: ARG002
         """Tell that XLA times kernels, whatever the options."""
@@ -182,15 +190,6 @@ def compile_all(
         raise Unsupported(f"attention={attention}: {refusal}") from refusal
 
 
-def describe(config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]) -> Interface:
-    """Describe the programs that a build with these options makes."""
-    if options.get("import") == "torch":
-        from backends.xla.imported import describe_import
-
-        return describe_import(config, shapes)
-    return trace(config, shapes, target, attention_of(options, target)).interface
-
-
 def attention_of(options: Mapping[str, str], target: Target) -> str:
     """Settle the option; raises Unsupported."""
     return choose_attention(options.get("attention", ATTENTIONS[0]), target)
@@ -202,9 +201,15 @@ def on_gpu(target: Target) -> bool:
 
 
 def choose_attention(asked: str, target: Target) -> str:
-    """Settle `auto`; raises Unsupported for kernels that the device or the data type has not."""
+    """Settle `auto`; raises Unsupported for kernels that the device or the data type has not.
+
+    cuDNN plans its attention on the GPU itself: a program compiled elsewhere has no plan and fails there.
+    """
     if asked == "auto":
-        return "cudnn" if on_gpu(target) and target.dtype != "float32" else "products"
+        here = on_gpu(target) and target.card is None
+        return "cudnn" if here and target.dtype != "float32" else "products"
+    if asked != "products" and target.card is not None:
+        raise Unsupported(f"attention={asked} is planned on the GPU itself: build there, or use products")
     if asked != "products" and not on_gpu(target):
         raise Unsupported(f"attention={asked} is a kernel for GPUs, not for {target.device}: use products")
     if asked == "cudnn" and target.dtype == "float32":

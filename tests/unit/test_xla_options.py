@@ -1,6 +1,7 @@
 """What the options of `xla` settle before jax is asked for anything."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,14 @@ def test_attention_suits_device_and_data_type() -> None:
     assert choose_attention("auto", Target("cuda:0", "float32", "sm_90")) == "products"
     assert choose_attention("auto", CPU) == "products"
     assert choose_attention("pallas", GPU) == "pallas"
+
+
+def test_what_is_planned_on_the_gpu_is_not_built_elsewhere() -> None:
+    elsewhere = replace(GPU, card="h100")
+    assert choose_attention("auto", elsewhere) == "products"
+    assert choose_attention("products", elsewhere) == "products"
+    with pytest.raises(Unsupported, match="planned on the GPU itself"):
+        choose_attention("cudnn", elsewhere)
 
 
 @pytest.mark.parametrize("kernel", ["cudnn", "pallas"])
