@@ -90,7 +90,7 @@ class Xla:
         return found | cuda_versions() if on_gpu(target) else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
-        """Write one file a program, and one that names the attention: where it is opened `auto` may differ."""
+        """Write a file for each program, and one that names the attention: `auto` may differ elsewhere."""
         from backends.xla.saved import save_programs
 
         save_programs(artefact.payload, folder)
