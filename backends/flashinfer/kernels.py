@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,11 +40,16 @@ def set_target(architecture: str) -> None:
 
 
 def compile_kernels(config: DecoderConfig, target: Target, decode: str) -> None:
-    """Compile every kernel for the target, side by side, into FlashInfer's cache; what is there is kept."""
+    """Compile every kernel for the target, side by side, into FlashInfer's cache; what is there is kept.
+
+    FlashInfer then takes them as prebuilt. Left to itself it would have each built once more, from another
+    folder, where ninja has no notes of what was compiled: everything twice, in every process.
+    """
     specs = list_kernels(config, target, decode)
     from flashinfer.jit import build_jit_specs
 
     build_jit_specs(specs)
+    offer({spec.name: spec.get_library_path() for spec in specs})
 
 
 def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any]:
@@ -84,24 +91,28 @@ def save_kernels(config: DecoderConfig, target: Target, decode: str, folder: Pat
 
 
 def use_kernels(config: DecoderConfig, target: Target, decode: str, folder: Path) -> None:
-    """Let FlashInfer take its libraries from where `save_kernels` put them; raises Unsupported.
+    """Let FlashInfer take its libraries from where `save_kernels` put them; raises Unsupported."""
+    libraries = {spec.name: folder / f"{spec.name}.so" for spec in list_kernels(config, target, decode)}
+    for name, library in libraries.items():
+        if not library.is_file():
+            raise Unsupported(f"the engine has no library {name}: build it anew")
+    offer(libraries)
 
-    It looks for a prebuilt library in a folder named like it, and compiles what it does not find.
-    """
-    specs = list_kernels(config, target, decode)
+
+def offer(libraries: Mapping[str, Path]) -> None:
+    """Show FlashInfer prebuilt libraries by their names: each is looked for in a folder named like it."""
     from flashinfer.jit import env
 
-    links = TemporaryDirectory(prefix="flashinfer-")
-    _in_use.append(links)
-    for spec in specs:
-        library = folder / f"{spec.name}.so"
-        if not library.is_file():
-            raise Unsupported(f"the engine has no library {spec.name}: build it anew")
-        place = Path(links.name, spec.name, library.name)
-        place.parent.mkdir()
-        place.symlink_to(library.resolve())
-    env.FLASHINFER_AOT_DIR = Path(links.name)
+    folder = Path(prebuilt().name)
+    for name, library in libraries.items():
+        place, library = folder / name / f"{name}.so", library.resolve()
+        place.parent.mkdir(exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(library)
+    env.FLASHINFER_AOT_DIR = folder
 
 
-_in_use: list[TemporaryDirectory[str]] = []
-"""Folders of links, each there for as long as the process: libraries are loaded when first called."""
+@cache
+def prebuilt() -> TemporaryDirectory[str]:
+    """Make a folder of links for as long as the process: libraries are loaded when first called."""
+    return TemporaryDirectory(prefix="flashinfer-")

@@ -100,6 +100,14 @@ def test_what_is_opened_is_found_and_nothing_compiled(
         assert (library.env.FLASHINFER_AOT_DIR / name / f"{name}.so").read_text() == name
 
 
+def test_what_was_compiled_is_offered_as_prebuilt(library: SimpleNamespace) -> None:
+    build(H100, {"attention": "xqa"})
+    compiled = sorted(set(library.compiled))
+    assert "xqa_16_64_2" in compiled
+    for name in compiled:
+        assert (library.env.FLASHINFER_AOT_DIR / name / f"{name}.so").read_text() == name
+
+
 def test_an_engine_that_lacks_a_library_is_refused(library: SimpleNamespace, tmp_path: Path) -> None:
     keeper, artefact = build(H100)
     keeper.save(artefact, tmp_path)
