@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -82,6 +83,7 @@ class Gpu:
         for each, value in zip(advanced, before, strict=True):
             each.copyfrom(value)
         self.sync()
+        gc.collect()  # memory of an engine that is gone, if freed while capturing, would end the capture
         mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         succeed(self.cuda, self.cuda.cudaStreamBeginCapture(self.created, mode))
         try:
