@@ -13,8 +13,10 @@ from models.config import DecoderConfig
 
 PAGE = 16
 """Positions in a page of the cache."""
-XQA_LEAST = 90
-"""The architecture that XQA is compiled for at least."""
+XQA_ARCHITECTURES = (9, 10, 12)
+"""Major numbers of the architectures that XQA runs on."""
+XQA_GROUPS = {64: 64, 128: 64, 256: 32}
+"""The most query heads to a key/value head that XQA has room for, by the size of the head."""
 HEADS = (64, 128, 256)
 """Head sizes that its attention kernels are written for; a smaller head is padded with zeros."""
 
@@ -57,8 +59,8 @@ def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any
 
     `decode` is how decode attends: `xqa` has a library of its own, all others that of prefill.
     """
-    if decode == "xqa" and int(target.architecture.removeprefix("sm_")) < XQA_LEAST:
-        raise Unsupported(f"FlashInfer's XQA is not for {target.architecture}: use attention=paged")
+    if decode == "xqa":
+        check_xqa(config, target)
     set_target(target.architecture)
     import torch
     from flashinfer.jit.activation import gen_act_and_mul_module
@@ -71,8 +73,10 @@ def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any
     # No position encoding, sliding window, soft cap or half-precision reduction.
     attention = (dtype, dtype, dtype, index, head, head, 0, False, False, False)
     specs = [gen_norm_module(), gen_rope_module(), gen_act_and_mul_module("silu")]
-    specs.append(modules._gen_batch_prefill_primary_module("fa2", *attention))
-    if prefill_kernel(target.architecture) == "fa3":
+    prefill = prefill_kernel(target.architecture)
+    if decode != "xqa" or prefill == "fa2":
+        specs.append(modules._gen_batch_prefill_primary_module("fa2", *attention))
+    if prefill == "fa3":
         specs.append(modules.gen_batch_prefill_module("fa3", *attention))
     if decode == "xqa":
         from flashinfer.jit.xqa import gen_xqa_module
@@ -82,6 +86,16 @@ def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any
             gen_xqa_module(dtype, dtype, PAGE, head, group, use_sliding_window=False, output_dtype=dtype)
         )
     return specs
+
+
+def check_xqa(config: DecoderConfig, target: Target) -> None:
+    """Check that XQA is written for the target and for so many query heads to a group; raises Unsupported."""
+    if int(target.architecture.removeprefix("sm_")) // 10 not in XQA_ARCHITECTURES:
+        raise Unsupported(f"FlashInfer's XQA is not for {target.architecture}: use attention=paged")
+    head, group = padded_head(config), config.heads // config.kv_heads
+    if group > XQA_GROUPS[head]:
+        reason = f"takes {XQA_GROUPS[head]} query heads of {head} to a key/value head, not {group}"
+        raise Unsupported(f"FlashInfer's XQA {reason}: use attention=paged")
 
 
 def save_kernels(config: DecoderConfig, target: Target, decode: str, folder: Path) -> None:

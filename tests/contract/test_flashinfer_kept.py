@@ -10,6 +10,7 @@ import pytest
 
 from backends import registry
 from backends.contract import Artefact, Keeper, Shapes, Target, Unsupported
+from backends.flashinfer.kernels import check_xqa
 from tests.contract.reference import LLAMA
 
 pytest.importorskip("torch")
@@ -148,13 +149,32 @@ def test_provenance_names_kernels_and_graphs(
 
 def test_xqa_brings_its_own_library(library: SimpleNamespace, tmp_path: Path) -> None:
     keeper, artefact = build(H100, {"attention": "xqa"})
+    assert sorted(library.compiled) == ["norm", "prefill_fa3_64", "rope", "silu_and_mul", "xqa_16_64_2"]
     keeper.save(artefact, tmp_path)
     assert (tmp_path / "xqa_16_64_2.so").is_file()  # heads of 16 are padded to 64
     library.compiled.clear()
     keeper.open(artefact, tmp_path)
     assert library.compiled == []
-    with pytest.raises(Unsupported, match="XQA is not for sm_80"):
-        build(A100, {"attention": "xqa"})
+
+
+def test_xqa_keeps_the_prefill_that_is_not_fa3(library: SimpleNamespace) -> None:
+    build(replace(H100, architecture="sm_100"), {"attention": "xqa"})
+    assert {"prefill_fa2_64", "xqa_16_64_2"} <= set(library.compiled)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_110"])
+def test_xqa_is_not_for_every_gpu(library: SimpleNamespace, architecture: str) -> None:
+    with pytest.raises(Unsupported, match=f"XQA is not for {architecture}: use attention=paged"):
+        build(replace(H100, architecture=architecture), {"attention": "xqa"})
+    assert library.compiled == []
+
+
+@pytest.mark.parametrize(("head", "group"), [(64, 64), (128, 64), (256, 32)])
+def test_xqa_has_room_for_so_many_heads_of_a_group(head: int, group: int) -> None:
+    config = replace(LLAMA, heads=group, kv_heads=1, head_dim=head)
+    check_xqa(config, H100)
+    with pytest.raises(Unsupported, match=f"query heads of {head} to a key/value head, not {group + 1}"):
+        check_xqa(replace(config, heads=group + 1), H100)
 
 
 def test_no_ninja_is_a_reason(library: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
