@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from backends import registry
 from backends.contract import Shapes, Target
@@ -18,6 +18,7 @@ backend, shapes = registry.find(sys.argv[1]), Shapes(2, (4,), 23)
 engine = backend.load(backend.build(weights.config, shapes, Target("cpu", "float32", "any"), {}), weights)
 engine.prefill()
 engine.sync()
+time.sleep(0.5)  # one that has read the weights and ended is listed until the kernel has run it once more
 names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
 print(json.dumps(names))
 """
