@@ -51,12 +51,19 @@ def page_count(length: int) -> int:
     return -(-length // PAGE)
 
 
+def page_table(batch: int, pages: int, device: torch.device | None = None) -> Tensor:
+    """Give every sequence its own page numbers, int32 [B, P]; on the host unless a device is named."""
+    return torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
+
+
 class Planned:
     """A wrapper of FlashInfer's; it runs what was planned last."""
 
     wrapper: Any
     in_place = True
     """Whether a plan is written where the last one was, so that a CUDA graph of the run reads it."""
+    planned = 0
+    """Pages that decode is planned for; 0 before the first plan, and where nothing is planned by pages."""
 
     def __init__(self, config: DecoderConfig, batch: int, dtype: torch.dtype, workspace: Tensor) -> None:
         self.config, self.batch, self.dtype, self.workspace = config, batch, dtype, workspace
@@ -109,11 +116,10 @@ class PagedDecode(Planned):
         super().__init__(config, batch, dtype, workspace)
         pages = page_count(capacity)
         device = workspace.device
-        self.table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
+        self.table = page_table(batch, pages, device)
         filled = torch.arange(capacity, dtype=torch.int32, device=device) % PAGE + 1
         self.filled = filled[:, None].repeat(1, batch)  # [C, B]: of the last page, by position
         self.last = self.device(*[1] * batch)
-        self.planned = 0
         self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace,
             "NHD",

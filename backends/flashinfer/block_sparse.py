@@ -10,7 +10,7 @@ import flashinfer
 import torch
 from torch import Tensor
 
-from backends.flashinfer.attention import Planned, page_count
+from backends.flashinfer.attention import Planned, page_count, page_table
 from backends.flashinfer.kernels import PAGE
 from models.config import DecoderConfig
 
@@ -18,7 +18,7 @@ from models.config import DecoderConfig
 def block_mask(batch: int, pages: int, used: int) -> tuple[Tensor, Tensor]:
     """Return row pointers [B + 1] and columns [B * used], int32, where sequences own so many pages each."""
     pointers = torch.arange(batch + 1, dtype=torch.int32) * used
-    columns = torch.arange(batch * pages, dtype=torch.int32).view(batch, pages)[:, :used]
+    columns = page_table(batch, pages)[:, :used]
     return pointers, columns.flatten()
 
 
@@ -33,7 +33,6 @@ class BlockSparseDecode(Planned):
         super().__init__(config, batch, dtype, workspace)
         self.pages = page_count(capacity)
         self.place = torch.zeros(1, dtype=torch.int64, device=workspace.device)  # in its page, of the newest
-        self.planned = 0
         self.wrapper = flashinfer.BlockSparseAttentionWrapper(workspace, backend="fa2")
 
     def plan(self, length: int) -> None:

@@ -8,7 +8,7 @@ import flashinfer
 import torch
 from torch import Tensor
 
-from backends.flashinfer.attention import Planned, page_count
+from backends.flashinfer.attention import Planned, page_count, page_table
 from backends.flashinfer.kernels import PAGE
 from models.config import DecoderConfig
 
@@ -20,12 +20,11 @@ class XqaDecode(Planned):
         self, config: DecoderConfig, batch: int, capacity: int, dtype: torch.dtype, workspace: Tensor
     ) -> None:
         super().__init__(config, batch, dtype, workspace)
-        pages, device = page_count(capacity), workspace.device
-        self.table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
+        device = workspace.device
+        self.table = page_table(batch, page_count(capacity), device)
         self.filled = torch.zeros(batch, 1, dtype=torch.int32, device=device)
         # How many blocks of a head are done; the last one sets it back to zero.
         self.done = torch.zeros(batch * config.kv_heads, dtype=torch.int32, device=device)
-        self.planned = 0
         # The kernel scales by the root of the head as it is padded.
         self.scale = (self.width / config.head_dim) ** 0.5
 
