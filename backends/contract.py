@@ -176,6 +176,8 @@ class Keeper(Backend, Protocol):
 
     machine_code: bool
     """Whether they hold machine code or PTX for the target, which is then looked for in their files."""
+    any_shapes: bool
+    """Whether one artefact serves every batch and all lengths, since its code is the same for all."""
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
         """Tell the version of everything that shapes an artefact for a target; imports no framework.

@@ -79,6 +79,7 @@ class FlashInfer:
 
     name = "flashinfer"
     machine_code = True
+    any_shapes = True
     options: Mapping[str, Option] = {
         "compile": Option("all but attention through torch.compile, settings as compile's"),
         "attention": Option(

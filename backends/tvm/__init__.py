@@ -30,6 +30,7 @@ class Tvm:
 
     name = "tvm"
     machine_code = True
+    any_shapes = False
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(

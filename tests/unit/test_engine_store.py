@@ -63,6 +63,11 @@ def test_whatever_changes_the_code_is_another_engine(change: dict[str, Any]) -> 
     assert recipe(**change).key != recipe().key
 
 
+def test_an_engine_says_for_which_shapes_it_is() -> None:
+    assert recipe().sizes == "b1 c23"
+    assert recipe(shapes=None).sizes == "any shapes"
+
+
 def test_on_a_cpu_its_name_and_threads_change_the_code() -> None:
     key = recipe(target="cpu").key
     assert recipe(target="cpu", here=replace(CPU, threads=4)).key != key

@@ -74,6 +74,13 @@ def test_an_engine_for_this_device_is_taken(call: Call) -> None:
     assert call.asked == ["iree"]
 
 
+def test_an_engine_for_any_shapes_serves_these(call: Call) -> None:
+    put(call.store, recipe("flashinfer", "cpu"))  # as if its kernels were for these shapes alone
+    assert call.look("flashinfer") is None
+    engine = put(call.store, recipe("flashinfer", "cpu", shapes=None))
+    assert call.look("flashinfer") == engine.key
+
+
 def test_nobody_is_asked_where_there_is_no_engine(call: Call) -> None:
     put(call.store, recipe("xla", "cpu"))
     put(call.store, recipe(target="h100"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from backends.contract import Shapes
 from models.errors import UserError
 from workbench.building.engines import Listed, listed, verify
 from workbench.building.machine_code import inspect
@@ -21,6 +22,7 @@ from workbench.building.manifest import Manifest
 from workbench.building.store import EngineStore
 from workbench.caches import LOCKS, cache_root, compiler_environment
 from workbench.campaign import SEED, Campaign, lengths_of
+from workbench.checks import capacity_for
 from workbench.job import GroupJob, MeasureJob, read_shapes
 from workbench.locks import DeviceLock
 from workbench.machine import Device, describe, resolve_device, thread_environment
@@ -33,6 +35,8 @@ from workbench.source import prepare
 from workbench.store import Store, slug, write_atomically
 
 PURPOSE = "correctness only: nothing was timed"
+ANY_SHAPES = Shapes(batch=2, prompts=(48,), capacity=capacity_for(48, 0))
+"""What an engine is checked at that serves all shapes."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def prepare_job(
     source = prepare(manifest.model, recipe.dtype, progress)
     if asdict(source.config) != recipe.config:
         raise UserError(f"{manifest.model} is no longer the model that the engine was built for")
-    group = PlannedGroup(read_shapes(recipe.shapes), ())
+    group = PlannedGroup(read_shapes(recipe.shapes) if recipe.shapes else ANY_SHAPES, ())
     campaign = Campaign(settings, device, source, Store(request.results, progress.warn), progress)
     campaign.make_golden([group])
     job = MeasureJob(

@@ -156,7 +156,7 @@ def cells(each: Listed, verified: bool) -> tuple[str, ...]:
         each.key,
         recipe.name,
         recipe.target,
-        f"{manifest.model} {recipe.dtype} b{recipe.shapes['batch']} c{recipe.shapes['capacity']}",
+        f"{manifest.model} {recipe.dtype} {recipe.sizes}",
         ", ".join(manifest.code) or "-",
         ", ".join(f"{package} {version}" for package, version in recipe.compilers.items()),
         units.size(manifest.size_bytes),

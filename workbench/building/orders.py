@@ -11,7 +11,7 @@ from workbench.building.questions import Answer, ask_all
 from workbench.building.recipe import Recipe, make_recipe
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
-from workbench.building.work import find_keeper
+from workbench.building.work import find_keeper, shapes_in_key
 from workbench.machine import Device
 from workbench.plan import plan
 from workbench.record import backend_name
@@ -50,7 +50,7 @@ class Order:
         return make_recipe(
             *self.named,
             self.config,
-            self.shapes,
+            shapes_in_key(self.named[0], self.shapes),
             self.aim,
             self.target,
             self.here,

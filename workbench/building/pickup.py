@@ -10,6 +10,7 @@ from workbench.building.questions import ask
 from workbench.building.recipe import Recipe, make_recipe, tell_difference
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
+from workbench.building.work import shapes_in_key
 from workbench.contestants import Contestant
 from workbench.machine import Device
 from workbench.plan import PlannedGroup
@@ -38,7 +39,8 @@ def pick_up(
             continue
         named, target, compilers = (contestant.backend, contestant.options), aim(name, dtype, device), None
         for shapes in (group.shapes for group in groups):
-            recipe = make_recipe(*named, config, shapes, target, name, device, {}, "")
+            keyed = shapes_in_key(contestant.backend, shapes)
+            recipe = make_recipe(*named, config, keyed, target, name, device, {}, "")
             candidates = [each for each in manifests if each.recipe.work() == recipe.work()]
             if candidates and compilers is None:
                 compilers = ask(named, contestant.python, [target])[0].compilers or {}

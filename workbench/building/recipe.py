@@ -28,7 +28,7 @@ class Recipe:
     """Of the model, as `DecoderConfig` has it: an engine takes any weights of that form."""
     dtype: str
     shapes: Json
-    """As `contract.Shapes` has them."""
+    """As `contract.Shapes` has them; empty where the engine serves all."""
     target: str
     """A name of `targets.TARGETS`."""
     architecture: str
@@ -52,6 +52,12 @@ class Recipe:
         """The backend with its options, as typed."""
         return backend_name(self.backend, self.options)
 
+    @property
+    def sizes(self) -> str:
+        """Phrase what it is for besides the model."""
+        shapes = self.shapes
+        return f"b{shapes['batch']} c{shapes['capacity']}" if shapes else "any shapes"
+
     def work(self) -> Json:
         """Return what the engine is for, without what it is made by."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in MADE_BY}
@@ -61,7 +67,7 @@ def make_recipe(
     backend: str,
     options: Mapping[str, str],
     config: DecoderConfig,
-    shapes: Shapes,
+    shapes: Shapes | None,
     target: Target,
     name: str,
     here: Device | None,
@@ -70,14 +76,15 @@ def make_recipe(
 ) -> Recipe:
     """Write down what an engine is for and what makes it.
 
-    `name` is the target's, `here` the device of this machine that it is.
+    `shapes` is None where they change nothing; `name` is the target's, `here` the device of this machine
+    that it is.
     """
     return Recipe(
         backend=backend,
         options=dict(options),
         config=dataclasses.asdict(config),
         dtype=target.dtype,
-        shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)},
+        shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
         target=name,
         architecture=target.architecture,
         host={"name": here.name, "threads": here.threads} if here and not here.is_gpu else {},

@@ -29,6 +29,11 @@ def find_keeper(name: str) -> Keeper:
     return backend
 
 
+def shapes_in_key(name: str, shapes: Shapes) -> Shapes | None:
+    """Return the shapes if a backend's engines differ by them; raises as `find_keeper`."""
+    return None if find_keeper(name).any_shapes else shapes
+
+
 def tell_compilers(job: CompilersJob) -> Json:
     """Tell for each target the versions of what shapes an artefact, or why there can be none."""
     keeper = find_keeper(job.backend)
