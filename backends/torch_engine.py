@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,23 @@ class Replay:
         with torch.cuda.graph(graph, pool=self._pool):
             self._step()
         return graph
+
+
+class PromptReplay:
+    """A prefill, captured and replayed for each prompt length apart: the buffer of each keeps its address."""
+
+    def __init__(self, state: State, prefill: Callable[[Tensor], None], pool: Any) -> None:
+        self._state = state
+        self._prefill = prefill
+        self._pool = pool
+        self._replays: dict[int, Replay] = {}
+
+    def __call__(self, tokens: Tensor) -> None:
+        """Run the prefill of the tokens [B, T]."""
+        length = tokens.shape[1]
+        if length not in self._replays:
+            self._replays[length] = Replay(self._state, partial(self._prefill, tokens), self._pool)
+        self._replays[length]()
 
 
 @dataclass(frozen=True)

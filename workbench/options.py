@@ -36,7 +36,7 @@ Prompt = Annotated[
 Context = Annotated[
     str | None, typer.Option(help="Cached positions before a decode, a list. Default: 128, on a GPU 1024.")
 ]
-Steps = Annotated[int | None, typer.Option(help="Decode steps in one sample. Default: 32, on a GPU 64.")]
+Steps = Annotated[int | None, typer.Option(help="Decode steps in one sample. Default: 32.")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32, on a GPU bfloat16.")
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from backends.compile import Plan
 from backends.torch_engine import (
     MakeOps,
+    PromptReplay,
     Replay,
     State,
     Steps,
@@ -160,17 +161,9 @@ def finish(state: State, ops: TorchOps, x: Tensor, residual: Tensor) -> None:
 
 
 def replayed(state: State, prefill: Callable[[Tensor], None], decode: Callable[[], None]) -> Steps:
-    """Capture each step as one CUDA graph, prefill for each prompt length: its buffer keeps its address."""
+    """Capture each step as one CUDA graph, prefill for each prompt length."""
     pool = torch.cuda.graph_pool_handle()
-    prefills: dict[int, Replay] = {}
-
-    def replay(tokens: Tensor) -> None:
-        length = tokens.shape[1]
-        if length not in prefills:
-            prefills[length] = Replay(state, partial(prefill, tokens), pool)
-        prefills[length]()
-
-    return Steps(replay, Replay(state, decode, pool))
+    return Steps(PromptReplay(state, prefill, pool), Replay(state, decode, pool))
 
 
 def mark_static(*tensors: Tensor) -> None:

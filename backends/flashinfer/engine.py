@@ -29,7 +29,15 @@ from backends.flashinfer.ops import (
     tabulate_angles,
 )
 from backends.flashinfer.xqa import XqaDecode
-from backends.torch_engine import Replay, State, Steps, TorchEngine, static_decode, static_prefill
+from backends.torch_engine import (
+    PromptReplay,
+    Replay,
+    State,
+    Steps,
+    TorchEngine,
+    static_decode,
+    static_prefill,
+)
 from models.checkpoint import Weights
 
 Decode = PagedDecode | BlockSparseDecode | XqaDecode
@@ -81,7 +89,7 @@ class FlashInferEngine(TorchEngine):
         A decode whose plans do not stay in one place is launched step by step.
         """
         pool = torch.cuda.graph_pool_handle()
-        paged = self.paged
+        paged, ragged = self.paged, self.ragged
         make_decode = partial(decode_ops, handle=paged.handle, width=paged.width)
 
         def step() -> None:
@@ -89,20 +97,20 @@ class FlashInferEngine(TorchEngine):
             run_decode(make_decode)
 
         run_step = Replay(state, step, pool) if paged.in_place else step
-        prefills: dict[int, Replay] = {}
 
         def decode() -> None:
             paged.plan(state.length + 1)
             run_step()
 
+        def run(tokens: Tensor) -> None:
+            planned = ragged[tokens.shape[1]]
+            run_prefill(tokens, partial(prefill_ops, handle=planned.handle, width=planned.width))
+
+        replay = PromptReplay(state, run, pool)
+
         def prefill(tokens: Tensor) -> None:
-            length = tokens.shape[1]
-            ragged = self.ragged[length]
-            ragged.plan()
-            if length not in prefills:
-                make = partial(prefill_ops, handle=ragged.handle, width=ragged.width)
-                prefills[length] = Replay(state, partial(run_prefill, tokens, make), pool)
-            prefills[length]()
+            ragged[tokens.shape[1]].plan()
+            replay(tokens)
 
         return Steps(prefill, decode)
 

@@ -27,7 +27,8 @@ from tests.contract.reference import FAMILIES, LLAMA, reference_logits, write_ch
 
 torch = pytest.importorskip("torch")
 
-from tests.contract import stand_in_flashinfer  # noqa: E402 (torch may be missing)
+from backends import torch_engine  # noqa: E402 (torch may be missing)
+from tests.contract import stand_in_flashinfer  # noqa: E402
 
 ROTATE = stand_in_flashinfer.apply_rope_with_cos_sin_cache_inplace
 SHAPES = Shapes(batch=2, prompts=(4, 20), capacity=40)
@@ -52,7 +53,8 @@ def engine_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
 
     monkeypatch.setattr(attention.Planned, "host", host)
     monkeypatch.setattr(engine, "WORKSPACE_BYTES", 1)
-    monkeypatch.setattr(engine, "Replay", lambda state, step, pool: step)
+    for module in (engine, torch_engine):
+        monkeypatch.setattr(module, "Replay", lambda state, step, pool: step)
 
     def make(weights: Weights, plan: object = None, attention: str = "paged") -> Any:
         target, options = Target("cpu", weights.dtype, "sm_90"), {"attention": attention}
