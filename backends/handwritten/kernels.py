@@ -60,8 +60,16 @@ def add_triples(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def multiply_normed(rows, x, scale, eps, K: tl.constexpr):
-    """Multiply rows [ROWS, BLOCK] by x [1, BLOCK] normed and scaled; returns [ROWS]."""
+def multiply_normed(
+    x, norm, weight, first, eps,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Multiply rows first, first + 1, ... of weight [N, K] by x [K] normed and scaled; returns [ROWS]."""
+    start_next(PDL)
+    rows = load_rows(weight, first, K, ROWS, BLOCK)
+    scale = load_vector(norm, K, BLOCK)
+    wait(PDL)
+    x = load_vector(x, K, BLOCK)
     squares = tl.broadcast_to(x * x, rows.shape)
     y, square = tl.reduce((rows.to(tl.float32) * (x * scale), squares), 1, add_pairs)
     return y * tl.rsqrt(square / K + eps)
@@ -83,13 +91,8 @@ def project_normed(
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Norm x [K], multiply by weight [N, K], add bias [N]."""
-    start_next(PDL)
     first = tl.program_id(0) * ROWS
-    rows = load_rows(weight, first, K, ROWS, BLOCK)
-    scale = load_vector(norm, K, BLOCK)
-    wait(PDL)
-    x = load_vector(x, K, BLOCK)
-    y = multiply_normed(rows, x, scale, eps, K)
+    y = multiply_normed(x, norm, weight, first, eps, K, ROWS, BLOCK, PDL)
     places = first + tl.arange(0, ROWS)
     if BIAS:
         y += tl.load(bias + places).to(tl.float32)
@@ -141,14 +144,10 @@ def project_logits(
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Norm x [K], multiply by the head [V, K], keep the best logit, packed with its index, in best."""
-    start_next(PDL)
     first = tl.program_id(0) * ROWS
-    rows = load_rows(weight, first, K, ROWS, BLOCK)
-    scale = load_vector(norm, K, BLOCK)
-    wait(PDL)
-    x = load_vector(x, K, BLOCK)
     places = first + tl.arange(0, ROWS)
-    rounded = multiply_normed(rows, x, scale, eps, K).to(logits.dtype.element_ty)
+    y = multiply_normed(x, norm, weight, first, eps, K, ROWS, BLOCK, PDL)
+    rounded = y.to(logits.dtype.element_ty)
     tl.store(logits + places, rounded)
     # A float's bits, those below the sign flipped where it is negative, are in order as integers. The index
     # is below them, from the top down, so that of equal logits the first wins.
