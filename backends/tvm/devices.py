@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from backends.tvm.storage import kept_storage, watch_allocations
+
 Array = npt.NDArray[Any]
 Tensor = Any  # of TVM's runtime
 
@@ -62,20 +64,21 @@ class Gpu:
         succeed(runtime, runtime.cudaSetDevice(index))
         self.created = succeed(runtime, runtime.cudaStreamCreate())
         self.handle.set_raw_stream(int(self.created))
+        watch_allocations()
 
     def replayed(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Callable[[], None]:
         """Capture a call as one CUDA graph when it first runs; `advanced` is then what it was before."""
-        graphs: list[Any] = []
+        captured: list[Any] = []
 
         def run() -> None:
-            if not graphs:
-                graphs.append(self.capture(call, advanced))
-            succeed(self.cuda, self.cuda.cudaGraphLaunch(graphs[0], self.created))
+            if not captured:
+                captured.extend(self.capture(call, advanced))
+            succeed(self.cuda, self.cuda.cudaGraphLaunch(captured[0], self.created))
 
         return run
 
-    def capture(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> Any:
-        """Return an executable graph of one call."""
+    def capture(self, call: Callable[[], Any], advanced: Sequence[Tensor]) -> tuple[Any, list[Any]]:
+        """Return an executable graph of one call, and the storage it works in."""
         before = [each.numpy() for each in advanced]
         for _ in range(self.WARM_UPS):
             call()
@@ -86,11 +89,12 @@ class Gpu:
         gc.collect()  # memory of an engine that is gone, if freed while capturing, would end the capture
         mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         succeed(self.cuda, self.cuda.cudaStreamBeginCapture(self.created, mode))
-        try:
-            call()
-        finally:
-            graph = succeed(self.cuda, self.cuda.cudaStreamEndCapture(self.created))
-        return succeed(self.cuda, self.cuda.cudaGraphInstantiate(graph, 0))
+        with kept_storage() as storage:
+            try:
+                call()
+            finally:
+                graph = succeed(self.cuda, self.cuda.cudaStreamEndCapture(self.created))
+        return succeed(self.cuda, self.cuda.cudaGraphInstantiate(graph, 0)), storage
 
     def sync(self) -> None:
         """Wait for the stream, and for copies on CUDA's default one."""

@@ -27,6 +27,7 @@ from backends.tvm.engine import TvmEngine  # noqa: E402
 from backends.tvm.lowering import lower_definition  # noqa: E402
 from backends.tvm.ops import Decode, Prefill  # noqa: E402
 from backends.tvm.pipeline import build_pipeline, fusing_passes  # noqa: E402
+from backends.tvm.storage import kept_storage, watch_allocations  # noqa: E402
 from backends.tvm.targets import name_target  # noqa: E402
 from backends.tvm.tuned_ops import CpuOps, GpuDecode, GpuPrefill  # noqa: E402
 
@@ -110,6 +111,32 @@ def test_a_decode_call_leaves_every_buffer_where_it_is(open_family: OpenFamily) 
     changed = (engine.state[3].numpy() != first).any(axis=(0, 1, 3))  # [C], of the first layer's keys
     assert changed.nonzero()[0].tolist() == [8]
     engine.close()
+
+
+def test_storage_of_a_call_that_is_kept_goes_to_no_other(open_family: OpenFamily) -> None:
+    """A captured graph writes its storage ever after; the constants of a later engine must not be there."""
+    watch_allocations()  # before the machine is made, as a GPU does
+    engine = load(open_family("llama", "float32"))
+    engine.stage(TOKENS[:, :8])
+    engine.prefill()
+    with kept_storage() as first:
+        engine.decode()
+    with kept_storage() as second:
+        engine.decode()
+    assert addresses(first)
+    assert not addresses(first) & addresses(second)
+    free = addresses(first)
+    first.clear()
+    with kept_storage() as third:
+        engine.decode()
+    assert free & addresses(third), "the pool hands nothing out again, so this test shows nothing"
+    engine.close()
+
+
+def addresses(storages: list[Any]) -> set[int]:
+    """Return where storages lie."""
+    view = tvm.get_global_func("vm.builtin.alloc_tensor")
+    return {view(each, 0, [1], tvm.DataType("uint8")).data_ptr() for each in storages}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
