@@ -7,6 +7,7 @@ softmax of its own positions: the largest score, the sum of exponentials and the
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -31,6 +32,7 @@ def count_splits(batch: int, cached_shape: tuple[int, ...]) -> int:
     return max(1, min(BLOCKS // (batch * kv_heads), capacity // SHORTEST))
 
 
+@cache
 def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, splits: int) -> Any:
     """Make the attention of q [B, H, Dh] to cached [B, K, C, Dh] up to a position int64 [1], in S parts.
 
@@ -145,6 +147,7 @@ def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, sp
     return decode_attention
 
 
+@cache
 def combine(batch: int, heads: int, width: int, dtype: str, splits: int) -> Any:
     """Make what joins the parts [B, H, S, Dh + 2] of `attend`; returns [B, 1, H, Dh]."""
 

@@ -6,6 +6,7 @@ C capacity. The position is read on the device, so that one CUDA graph serves ev
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -17,6 +18,7 @@ LOWEST = -3.0e38
 FULL = 0xFFFFFFFF  # every lane of a warp
 
 
+@cache
 def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) -> Any:
     """Make what adds residual to x [rows, D] where asked to, and norms and scales the sum by weight [D]."""
     vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
@@ -86,6 +88,7 @@ def add_rms_norm(rows: int, width: int, dtype: str, eps: float, added_to: bool) 
     return add_rms_norm
 
 
+@cache
 def swiglu(rows: int, width: int, dtype: str) -> Any:
     """Make silu(gate) * up in float32, rounded once, of [rows, 2 F]; gives [rows, F]."""
     vector = next(each for each in (16 // NUMPY_DTYPES[dtype].itemsize, 2, 1) if width % each == 0)
@@ -122,6 +125,7 @@ def swiglu(rows: int, width: int, dtype: str) -> Any:
     return swiglu
 
 
+@cache
 def rotate_and_write(
     batch: int, length: int, heads: int, cached_shape: tuple[int, ...], dtype: str, eps: float | None
 ) -> Any:

@@ -5,6 +5,7 @@ B sequences, V vocabulary, P parts of it. One block a sequence would leave all b
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -27,6 +28,7 @@ def join_lanes(most, place, other, there):  # type: ignore[no-untyped-def]
             place[0] = there[0]
 
 
+@cache
 def keep_logits(batch: int, vocab: int, dtype: str) -> Any:
     """Make what copies new logits [B, V] over the kept ones, and finds the best of each part [B, P]."""
     part = -(-vocab // PARTS)
@@ -79,6 +81,7 @@ def keep_logits(batch: int, vocab: int, dtype: str) -> Any:
     return keep_logits
 
 
+@cache
 def choose_token(batch: int, length: int) -> Any:
     """Make what chooses each row's greedy token of its parts' best [B, P], and moves the position on.
 

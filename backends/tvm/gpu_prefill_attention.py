@@ -8,6 +8,7 @@ token; scores, their softmax so far and the weighted sum of values stay in regis
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -40,6 +41,7 @@ def fetch(tile, stage, part, cached, b, h, start, last, width, thread):  # type:
         )
 
 
+@cache
 def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], dtype: str) -> Any:
     """Make the causal attention of q [B, T, H, Dh] to cached [B, K, C, Dh]; returns [B, T, H, Dh]."""
     width, groups, kind = cached_shape[3], heads // cached_shape[1], MMA_TYPES[dtype]

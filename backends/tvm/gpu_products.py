@@ -7,6 +7,7 @@ two weight rows and of one row of x, and no shared memory is needed before the s
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -23,6 +24,7 @@ def fits(rows: int, columns: int, width: int, dtype: str) -> bool:
     return dtype in MMA_TYPES and rows <= TILE and columns % TILE == 0 and width % CHUNK == 0
 
 
+@cache
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
     """Make x [M, K] times weight [N, K] transposed; bias is [N], or [1] and not read; gives [M, N]."""
     steps = width // CHUNK

@@ -7,6 +7,7 @@ lies at p ^ (r % 8): then no eight rows that `ldmatrix` reads at once share a ba
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -41,6 +42,7 @@ def fits(columns: int, width: int, dtype: str) -> bool:
     return dtype in MMA_TYPES and columns % 8 == 0 and width % CHUNK == 0
 
 
+@cache
 def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> Any:
     """Make x [M, K] times weight [N, K] transposed; bias is [N], or [1] and not read; gives [M, N]."""
     kind, slices = MMA_TYPES[dtype], width // CHUNK
