@@ -53,7 +53,7 @@ def backends(
 ) -> None:
     """List every backend: usable or why not, how to install it, versions, devices, dtypes."""
     from workbench.listing import print_backends
-    from workbench.request import read_pythons
+    from workbench.pythons import read_pythons
 
     print_backends(read_pythons(python), as_json=format is options.ListFormat.json)
 

@@ -53,4 +53,6 @@ Engines = Annotated[
     Path | None, typer.Option(help="The engine store. Default: a folder of the cache.", show_default=False)
 ]
 Results = Annotated[Path, typer.Option(help="Where rows are kept.")]
-Python = Annotated[list[str], typer.Option(help="BACKEND=PATH: a backend's own Python.")]
+Python = Annotated[
+    list[str], typer.Option(help="BACKEND=PATH: a backend's own Python, or in workbench.toml.")
+]

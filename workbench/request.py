@@ -6,6 +6,7 @@ from pathlib import Path
 from backends.registry import parse_list
 from models.errors import UserError
 from workbench.plan import CPU_DEFAULT, DTYPES, GPU_DEFAULT, PHASES, Workload
+from workbench.pythons import read_pythons
 
 Named = tuple[str, dict[str, str]]
 """A backend's id with its options."""
@@ -143,14 +144,3 @@ def read_phases(text: str | None) -> tuple[str, ...] | None:
     if unknown:
         raise UserError(f"--phases {text!r}: {unknown[0]!r} is none; choose from {', '.join(PHASES)}")
     return tuple(phase for phase in PHASES if phase in phases)
-
-
-def read_pythons(pairs: list[str]) -> dict[str, str]:
-    """Read `NAME=PATH` pairs; raises UserError where PATH is no file."""
-    found = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not Path(path).expanduser().is_file():
-            raise UserError(f"--python {pair!r}: write BACKEND=PATH with the path of a Python interpreter")
-        found[name] = str(Path(path).expanduser())
-    return found

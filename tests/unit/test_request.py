@@ -1,7 +1,5 @@
 """The command line's values: read, refused, and completed by the device's defaults."""
 
-from pathlib import Path
-
 import pytest
 
 from models.errors import UserError
@@ -58,12 +56,3 @@ def test_backend_named_twice_is_refused() -> None:
     assert requests.read_backends("a,a[x=1]") == (("a", {}), ("a", {"x": "1"}))
     with pytest.raises(UserError, match="twice"):
         requests.read_backends("a[x=1,y],a[y,x=1]")
-
-
-def test_python_must_be_a_file(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.touch()
-    assert requests.read_pythons([f"trtllm={python}"]) == {"trtllm": str(python)}
-    for pair in ("trtllm", f"trtllm={tmp_path / 'none'}"):
-        with pytest.raises(UserError, match="--python"):
-            requests.read_pythons([pair])

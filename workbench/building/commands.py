@@ -55,6 +55,7 @@ def build(
     from workbench.building.build_table import gave_nothing, write
     from workbench.building.request import BuildRequest
     from workbench.building.targets import read_targets
+    from workbench.pythons import read_pythons
 
     request = BuildRequest(
         backends=requests.read_backends(backends),
@@ -67,7 +68,7 @@ def build(
         steps=steps,
         jobs=jobs,
         engines=engines,
-        pythons=requests.read_pythons(python),
+        pythons=read_pythons(python),
         tune=tune,
     )
     rows = building.build(request)
@@ -134,7 +135,8 @@ def check(
     Exit code 1 if one does not pass. What came of each is kept in the device's folder of the results.
     """
     from workbench.building import check as checking
-    from workbench.request import Request, read_pythons
+    from workbench.pythons import read_pythons
+    from workbench.request import Request
 
     request = Request(device=device, results=results, engines=engines, pythons=read_pythons(python))
     found = checking.check(request, keys)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from models.config import is_preset
 from models.errors import UserError
 from workbench.options import INSTALL_TRACK, USAGE
+from workbench.pythons import FILE, read_pythons
 from workbench.request import Request, read_backends
 
 TABLE = "[tool.workbench.track]"
@@ -29,7 +30,10 @@ def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int
 
 
 def read_request(path: Path) -> Request:
-    """Read the table of a pyproject.toml; results go beside that file. Raises UserError."""
+    """Read the table of a pyproject.toml; results go beside that file, where `workbench.toml` is looked for.
+
+    Raises UserError.
+    """
     table = read_table(path)
     unknown = [key for key in table if key not in KEYS]
     if unknown:
@@ -49,6 +53,7 @@ def read_request(path: Path) -> Request:
         repeats=repeats[0] if repeats else REPEATS,
         again=True,
         results=path.parent / "results",
+        pythons=read_pythons([], path.parent / FILE),
     )
 
 
