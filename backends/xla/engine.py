@@ -132,9 +132,13 @@ def compile_programs(
 def compile_ahead(
     device: jax.Device, flags: Mapping[str, str | bool], step: Callable[..., Any], *arguments: Any
 ) -> Compiled:
-    """Compile a step for arguments of these shapes on a device; the last one is donated."""
+    """Compile a step for arguments of these shapes on a device; the last one is donated, whole.
+
+    What a step overwrites unread, the last logits for one, would else be dropped and written elsewhere each
+    time: a GPU's command buffer would then be updated before every step.
+    """
     placed = jax.tree.map(partial(put_shape, SingleDeviceSharding(device)), arguments)
-    lowered = jax.jit(step, donate_argnums=len(arguments) - 1).lower(*placed)
+    lowered = jax.jit(step, donate_argnums=len(arguments) - 1, keep_unused=True).lower(*placed)
     return lowered.compile(compiler_options=dict(flags) or None)
 
 
