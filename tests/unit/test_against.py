@@ -136,3 +136,12 @@ def test_changes_name_versions_driver_and_code() -> None:
         "numpy none -> 2",
     ]
     assert changes(before, before) == []
+
+
+def test_changes_name_an_engine_that_was_built_ahead() -> None:
+    tuned = {"key": "0123456789abcdef", "target": "h100", "untuned": False}
+    untuned = tuned | {"key": "f" * 16, "untuned": True}
+    assert changes(row(), row(engine=tuned)) == ["engine built here -> 0123456789abcdef for h100"]
+    assert changes(row(engine=untuned), row(engine=tuned)) == [
+        "engine ffffffffffffffff for h100 untuned -> 0123456789abcdef for h100"
+    ]

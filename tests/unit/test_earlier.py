@@ -119,6 +119,17 @@ def test_what_is_not_the_same_work_on_the_same_device_is_refused(row: Record, wo
         assert word in str(refused.value)
 
 
+UNTUNED = {"key": "0123456789abcdef", "target": "h100", "untuned": True}
+
+
+def test_a_row_of_an_untuned_engine_is_no_base_and_hides_none() -> None:
+    untuned, tuned = record(run="b", engine=UNTUNED), record(run="a", engine=UNTUNED | {"untuned": False})
+    words = r"eager decode b1 c128 cannot be compared .* engine there is untuned, .* `compare --again`"
+    with pytest.raises(UserError, match=words):
+        match(record(), untuned)
+    assert match(record(), tuned, untuned).run == "a"
+
+
 def test_an_earlier_row_without_a_time_is_refused_with_its_reason() -> None:
     with pytest.raises(UserError, match=r"no time in run first \(crashed: because\)"):
         match(record(), record(status="crashed"))

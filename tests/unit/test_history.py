@@ -14,7 +14,7 @@ from workbench.store import Store
 from workbench.tracking.floors import calibration_folder
 from workbench.tracking.follow import follow
 from workbench.tracking.history import History, Wanted, change_points, find_steps, group
-from workbench.tracking.history_lines import facts, step_line, write
+from workbench.tracking.history_lines import facts, step_line, title, write
 from workbench.tracking.verdict import threshold
 
 pytest.importorskip("ruptures", reason="install it: pip install 'workbench[track]'")
@@ -75,6 +75,16 @@ def test_records_of_one_row_stand_together_in_order_whatever_their_versions() ->
     rows = group([more, *reversed(ROW), *other])
     assert [len(row) for row in rows] == [13, 1, 1]
     assert [row.run for row in rows[0]] == [f"run{day}" for day in range(1, 14)]
+
+
+def test_rows_of_untuned_engines_have_a_history_of_their_own_and_say_so() -> None:
+    engine = {"key": "0123456789abcdef", "target": "h100", "untuned": True}
+    untuned = [at(day, 2.0, engine=engine) for day in (4, 8)]
+    rows = group([*ROW, *untuned])
+    assert [len(row) for row in rows] == [12, 2]
+    titles = [title(row[0]) for row in rows]
+    assert titles == [f"eager{each} decode b1 c128, tiny float32, Test CPU" for each in ("", " untuned")]
+    assert [facts(History(tuple(row), ()))["untuned"] for row in rows] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -19,4 +19,12 @@ def facts(record: Record) -> dict[str, str]:
     """Name what a record's time may depend on and rows may be compared across."""
     driver = record.gpu.get("driver")
     others = {"driver": driver, "provenance": record.provenance, "workbench": record.workbench}
+    others |= {"engine": engine_of(record)}
     return record.versions | {name: value for name, value in others.items() if value}
+
+
+def engine_of(record: Record) -> str:
+    """Name the engine that was built ahead, and whether it is untuned; `built here` if none was."""
+    if not record.engine:
+        return "built here"
+    return f"{record.engine['key']} for {record.engine['target']}" + (" untuned" if record.untuned else "")

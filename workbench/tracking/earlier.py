@@ -21,7 +21,10 @@ class Earlier:
     records: tuple[Record, ...]
 
     def match(self, record: Record) -> Record:
-        """Return the last row of the same backend, work and device; raises UserError if there is none."""
+        """Return the last row of the same backend, work and device; raises UserError if there is none.
+
+        What is judged by it was built anew, so a row of an untuned engine would make it faster by itself.
+        """
         alike = [
             each
             for each in self.records
@@ -36,10 +39,16 @@ class Earlier:
         equal = [each for each in alike if unlike(each, record) is None]
         if not equal:
             raise UserError(f"{title} cannot be compared with {self.name}: {unlike(alike[-1], record)}")
-        if not equal[-1].timed:
-            why = f"{equal[-1].status}: {equal[-1].reason}"
+        tuned = [each for each in equal if not each.untuned]
+        if not tuned:
+            raise UserError(
+                f"{title} cannot be compared with {self.name}: its engine there is untuned, so one built "
+                "anew is faster with nothing changed: measure a base by `compare --again`, which builds here"
+            )
+        if not tuned[-1].timed:
+            why = f"{tuned[-1].status}: {tuned[-1].reason}"
             raise UserError(f"{title} has no time in {self.name} ({why}): choose another")
-        return equal[-1]
+        return tuned[-1]
 
 
 def describe(records: Sequence[Record]) -> str:

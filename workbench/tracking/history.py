@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from models.errors import UserError
-from workbench.caches import digest
 from workbench.options import INSTALL_TRACK
 from workbench.ratios import samples
-from workbench.record import WORK_FIELDS, Record, device_identity
+from workbench.record import Record
+from workbench.selection import identity
 from workbench.store import slug
 from workbench.tracking.changes import changes
 from workbench.tracking.verdict import Verdict, judge, method, threshold
@@ -67,8 +67,7 @@ def group(records: Sequence[Record]) -> list[list[Record]]:
     """Put the records of each row together, oldest first."""
     rows: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda each: each.created):
-        work = {name: getattr(record, name) for name in WORK_FIELDS} | {"protocol": method(record.protocol)}
-        key = digest(work | {"name": record.name, "device": device_identity(record)})
+        key = identity(replace(record, protocol=method(record.protocol)))
         rows.setdefault(key, []).append(record)
     return list(rows.values())
 

@@ -45,8 +45,9 @@ def print_row(history: History, console: Console) -> None:
 
 
 def title(record: Record) -> str:
-    """Name a row and where it runs."""
-    return f"{record.name} {short_title(record)}, {record.model} {record.dtype}, {record.gpu.get('name')}"
+    """Name a row and where it runs: rows of untuned engines are apart."""
+    name = f"{record.name} untuned" if record.untuned else record.name
+    return f"{name} {short_title(record)}, {record.model} {record.dtype}, {record.gpu.get('name')}"
 
 
 def cells(record: Record) -> list[str]:
@@ -86,6 +87,7 @@ def facts(history: History) -> dict[str, object]:
     names = ("run", "created", "workbench", "versions")
     return {
         "row": title(records[0]),
+        "untuned": records[0].untuned,
         "records": [
             {name: getattr(record, name) for name in names}
             | {"time_s": asdict(record.time_s) if record.time_s else None, "processes": len(record.processes)}
