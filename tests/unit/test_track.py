@@ -35,11 +35,15 @@ RUN = ("-p", "workbench.tracking.pytest_plugin", "-p", "no:cacheprovider", "--wo
 
 
 class Harness:
-    """Stands in for the measuring: every row takes `time_s`, the rows in `failing` have none."""
+    """Stands in for the measuring: every row takes `time_s`, the rows in `failing` have none.
+
+    Engines of `elsewhere` run in another process, so they have no chained rows.
+    """
 
     def __init__(self) -> None:
         self.time_s = 0.001
         self.failing: set[str] = set()
+        self.elsewhere: set[str] = set()
         self.asked: list[str] = []
         """Rows that were measured."""
 
@@ -49,6 +53,8 @@ class Harness:
         for group in groups:
             for row in group.rows:
                 for backend, options in request.backends or ():
+                    if backend in self.elsewhere and row.clock == "chained":
+                        continue
                     contestant = Contestant(backend, options, sys.executable, Probe())
                     blank = blank_record("now", settings, device, SOURCE, contestant, row)
                     entries.append(Entry(contestant, group, row, blank))
@@ -182,6 +188,17 @@ def test_a_regression_fails_where_it_is_to(pytester: pytest.Pytester, harness: H
     (saved,) = pytester.path.glob(".benchmarks/*/*/0001_slower.json")
     verdicts = [each["extra_info"]["verdict"] for each in json.loads(saved.read_text())["benchmarks"]]
     assert [each["verdict"] for each in verdicts] == ["slower"] * 4
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workbench-fail-on=regression"]])
+def test_a_row_that_is_not_tracked_fails_with_the_reason(
+    pytester: pytest.Pytester, harness: Harness, arguments: list[str]
+) -> None:
+    harness.elsewhere = {"eager"}
+    done = pytester.runpytest(*RUN, *arguments, "-k", "decode and eager")
+    done.assert_outcomes(failed=1, deselected=3)
+    done.stdout.fnmatch_lines(["eager-decode-b1-c32: its engine runs in another process*"])
+    assert "INTERNALERROR" not in done.stdout.str()
 
 
 @pytest.mark.parametrize(

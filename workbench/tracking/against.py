@@ -44,6 +44,8 @@ class Judge:
 
     def settle(self, entries: list[Entry]) -> list[Entry]:
         """Find what each row that can run is judged by; raises UserError where there is nothing."""
+        if not entries:  # of a row by slope alone, which `track` does not follow and says so itself
+            return entries
         earlier = self.find_earlier(entries[0].blank)
         self.name = earlier.name
         calibrated = self.calibrations.read_all()
