@@ -139,16 +139,30 @@ def _machine_uuid() -> str:
     return hashlib.sha256((identifier or platform.node()).encode()).hexdigest()[:16]
 
 
+def _usable_cpus() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def _usable_threads() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(_usable_cpus())
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(usable, int(limit)) if limit.isdecimal() and int(limit) else usable
 
 
-def cpu_cache_bytes() -> int | None:
-    """Return the bytes of the largest cache that Linux names for the first CPU; None elsewhere."""
-    sizes = [_read_size(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max(sizes, default=None)
+def cpu_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Return the bytes of all last-level caches of the CPUs we may use; None where Linux names none.
+
+    A processor may have several: an EPYC has one for every few cores.
+    """
+    caches: dict[tuple[int, str], int] = {}
+    for cpu in _usable_cpus():
+        for size in (root / f"cpu{cpu}" / "cache").glob("index*/size"):
+            level, shared = ((size.parent / name).read_text() for name in ("level", "shared_cpu_list"))
+            caches[int(level), shared] = _read_size(size)
+    last = max((level for level, _ in caches), default=None)
+    return sum(size for (level, _), size in caches.items() if level == last) or None
 
 
 def _read_size(path: Path) -> int:

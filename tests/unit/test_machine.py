@@ -1,5 +1,7 @@
 """What the parent says of a device: a real CPU, and GPUs as a made-up NVML reports them."""
 
+from pathlib import Path
+
 import pytest
 
 from models.errors import UserError
@@ -89,5 +91,34 @@ def test_the_cpu_is_described():
     assert device.threads >= 1
     assert device.memory_bytes > 1 << 28
     cache = machine.cpu_cache_bytes()
-    assert cache is None or 1 << 18 <= cache <= 1 << 31
+    assert cache is None or 1 << 18 <= cache <= 1 << 34
     assert not device.is_gpu
+
+
+def add_cache(root: Path, cpu: int, index: int, level: int, size: str, shared: str) -> None:
+    folder = root / f"cpu{cpu}" / "cache" / f"index{index}"
+    folder.mkdir(parents=True)
+    for name, text in {"level": str(level), "size": size, "shared_cpu_list": shared}.items():
+        (folder / name).write_text(f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("usable", "megabytes"),
+    [({0}, 32), ({0, 1}, 32), ({1, 2}, 64), ({0, 1, 2, 3, 4, 5}, 64 + 16), ({6}, None)],
+)
+def test_every_last_level_cache_that_we_may_use_counts_once(tmp_path, monkeypatch, usable, megabytes):
+    for cpu in range(6):
+        add_cache(tmp_path, cpu, 0, 1, "32K", str(cpu))
+        add_cache(tmp_path, cpu, 2, 2, "64M", str(cpu))  # however large, it is not the last
+        size = "16M" if cpu >= 4 else "32768K"
+        add_cache(tmp_path, cpu, 3, 3, size, ("0-1", "2-3", "4-5")[cpu // 2])
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: usable)
+    assert machine.cpu_cache_bytes(tmp_path) == (megabytes and megabytes << 20)
+
+
+def test_a_cpu_without_a_third_level_has_a_second(tmp_path, monkeypatch):
+    for cpu in range(2):
+        add_cache(tmp_path, cpu, 0, 1, "64K", str(cpu))
+        add_cache(tmp_path, cpu, 1, 2, "1M", str(cpu))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0, 1})
+    assert machine.cpu_cache_bytes(tmp_path) == 2 << 20
