@@ -41,7 +41,7 @@ Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32, on a GPU bfloat16.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
-Repeats = Annotated[int | None, typer.Option(help="Processes a row is measured in. Default: 2, on a GPU 3.")]
+Repeats = Annotated[int | None, typer.Option(help="Processes a row is measured in. Default: 3.")]
 Against = Annotated[
     str | None,
     typer.Option(help="Measure anew and judge by earlier rows: a run's id, a .jsonl file or a Git revision."),

@@ -21,11 +21,13 @@ class Ratio:
     """Lower end of the 95 % interval."""
     high: float
     """Upper end of the 95 % interval."""
+    processes: int
+    """Of the row that has fewer. One alone knows nothing of what changes from process to process."""
 
     @property
     def real(self) -> bool:
-        """Whether the interval excludes 1, so that the two can be told apart."""
-        return self.low > 1.0 or self.high < 1.0
+        """Whether the two can be told apart: the interval excludes 1."""
+        return self.processes > 1 and not self.low <= 1.0 <= self.high
 
 
 def difference(one: Record, other: Record) -> str | None:
@@ -43,10 +45,11 @@ def compare_rows(base: Record, other: Record) -> Ratio:
     unlike = difference(base, other)
     if unlike:
         raise UserError(f"{base.name} and {other.name} cannot be compared: they differ in {unlike}")
+    processes = min(len(base.processes), len(other.processes))
     if base is other:
-        return Ratio(base.name, 1.0, 1.0, 1.0)
+        return Ratio(base.name, 1.0, 1.0, 1.0, processes)
     found = ratio_interval(samples(base), samples(other))
-    return Ratio(base.name, found.value, found.low, found.high)
+    return Ratio(base.name, found.value, found.low, found.high, processes)
 
 
 def samples(record: Record) -> list[tuple[float, ...]]:
@@ -61,12 +64,16 @@ def workload_of(record: Record) -> tuple[object, ...]:
 
 def find_baseline(records: Sequence[Record], name: str | None) -> Record | None:
     """Choose the row that the others of one workload are compared with: the named one, else `eager`, else the
-    first that is `ok`. A named baseline without a time leaves the workload without ratios.
+    first that is `ok`, else the first with a time. A named baseline without one leaves the workload without
+    ratios.
     """
     for record in records:
         if record.timed and record.name == (name or DEFAULT_BASELINE):
             return record
-    return None if name else next((record for record in records if record.status == OK), None)
+    if name:
+        return None
+    timed = [record for record in records if record.timed]
+    return next((record for record in timed if record.status == OK), next(iter(timed), None))
 
 
 def find_ratios(records: Sequence[Record], baseline: str | None) -> list[Ratio | None]:

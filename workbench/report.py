@@ -15,8 +15,9 @@ from workbench import datasheets, units
 from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
 from workbench.plan import PlannedRow
-from workbench.ratios import Ratio, compare_rows, workload_of
+from workbench.ratios import Ratio, workload_of
 from workbench.record import Record, to_json
+from workbench.winner import name_winner
 
 WIDE = 200
 """Columns where the output is no terminal, so that a piped table is never folded."""
@@ -155,19 +156,9 @@ def ceilings(record: Record) -> list[str]:
     return [line]
 
 
-def verdict(section: Section) -> str:
-    """Say who wins one workload, by how much, and whether that is real."""
-    timed = sorted((record for record, _ in section if record.timed), key=median)
-    if not timed:
-        return "no row has a time"
-    best = timed[0]
-    if len(timed) == 1:
-        return f"only {best.name} has a time"
-    lead = compare_rows(timed[1], best)
-    spread = f"{lead.median:.2f}x [{lead.low:.2f}, {lead.high:.2f}]"
-    if not lead.real:
-        return f"{best.name} and {timed[1].name} cannot be told apart ({spread})"
-    return f"{best.name} is fastest: {spread} the speed of {timed[1].name}"
+def rows_of(section: Section) -> list[Record]:
+    """Return a section's rows without their ratios."""
+    return [record for record, _ in section]
 
 
 def room(section: Section) -> list[str]:
@@ -178,12 +169,6 @@ def room(section: Section) -> list[str]:
         if row.timed and row.fits
     ]
     return [f"fits, batch x context, by the measured memory: {', '.join(fitting)}"] if fitting else []
-
-
-def median(record: Record) -> float:
-    """Return the median time of a timed record, in seconds."""
-    assert record.time_s is not None
-    return record.time_s.median
 
 
 def notes(records: Sequence[Record]) -> list[str]:
@@ -220,11 +205,11 @@ def print_table(report: Report, console: Console) -> None:
             table.add_row(*stacked, style="" if record.timed else "red")
         console.print()
         console.print(table)
-        console.print(verdict(section), style="bold")
+        console.print(name_winner(rows_of(section)), style="bold")
         for line in room(section):
             console.print(line)
         if report.kernels:
-            console.print(*kernel_lines([record for record, _ in section]), sep="\n", soft_wrap=True)
+            console.print(*kernel_lines(rows_of(section)), sep="\n", soft_wrap=True)
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
@@ -242,9 +227,9 @@ def markdown(report: Report) -> str:
             "| " + " | ".join(" ".join(cell).strip() for cell in cells(record, ratio)) + " |"
             for record, ratio in section
         ]
-        lines += ["", verdict(section), *([""] if room(section) else []), *room(section)]
+        lines += ["", name_winner(rows_of(section)), *([""] if room(section) else []), *room(section)]
         if report.kernels:
-            lines += ["", "```text", *kernel_lines([record for record, _ in section]), "```"]
+            lines += ["", "```text", *kernel_lines(rows_of(section)), "```"]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)
 

@@ -11,8 +11,7 @@ from workbench.pythons import read_pythons
 Named = tuple[str, dict[str, str]]
 """A backend's id with its options."""
 
-CPU_REPEATS = 2
-GPU_REPEATS = 3
+REPEATS = 3
 CPU_BUDGET_S = 5.0
 GPU_BUDGET_S = 4.0
 """Time that warming up may take in one process, and the samples of one row after it. What waits for the host
@@ -66,7 +65,7 @@ def settle(request: Request, device: str) -> Settings:
         contexts=request.contexts or default.contexts,
         steps=request.steps if request.steps is not None else default.steps,
     )
-    repeats = request.repeats if request.repeats is not None else (CPU_REPEATS if on_cpu else GPU_REPEATS)
+    repeats = request.repeats if request.repeats is not None else REPEATS
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
     dtype = request.dtype or ("float32" if on_cpu else "bfloat16")

@@ -9,7 +9,7 @@ from rich.console import Console
 from tests.unit.builders import record
 from workbench.ratios import find_ratios
 from workbench.record import Record
-from workbench.report import COLUMNS, WIDE, Report, as_csv, as_json, markdown, notes, print_table, verdict
+from workbench.report import COLUMNS, WIDE, Report, as_csv, as_json, markdown, notes, print_table
 
 MODE = {"mode": "default"}
 FAST = record("compile", (0.5, 0.51, 0.49), options=MODE, limit_share=0.84, error_ratio=1.02)
@@ -34,7 +34,7 @@ def printed_at(width: int, result: Report) -> str:
 def test_json_is_one_list_of_records_with_their_ratios() -> None:
     rows = json.loads(as_json(report(SLOW, FAST, CRASHED)))
     assert [row["backend"] for row in rows] == ["eager", "compile", "third"]
-    assert set(rows[1]["ratio"]) == {"to", "median", "low", "high"}
+    assert set(rows[1]["ratio"]) == {"to", "median", "low", "high", "processes"}
     assert rows[1]["ratio"]["to"] == "eager"
     assert 1.9 < rows[1]["ratio"]["low"] <= rows[1]["ratio"]["high"] < 2.1
     assert rows[2]["ratio"] is None
@@ -99,25 +99,6 @@ def test_what_fits_stands_under_the_table_of_decode_rows() -> None:
     assert line in markdown(fitting)
     assert "fits" not in printed(report(SLOW, FAST))
     assert json.loads(as_json(fitting))[0]["fits"] == fits
-
-
-def test_verdict_names_the_winner_with_its_lead_over_the_next() -> None:
-    result = report(SLOW, FAST, CRASHED)
-    (section,) = result.sections()
-    assert verdict(section).startswith("compile[mode=default] is fastest: 2.00x [")
-    assert verdict(section).endswith("the speed of eager")
-
-
-def test_verdict_calls_no_winner_where_the_intervals_do_not_allow_it() -> None:
-    one = record("eager", samples=(1.0, 1.2, 0.9, 1.1))
-    other = record("compile", samples=(1.05, 0.95, 1.15, 1.0))
-    (section,) = report(one, other).sections()
-    assert "cannot be told apart" in verdict(section)
-
-
-def test_verdict_without_times_says_so() -> None:
-    (section,) = report(CRASHED).sections()
-    assert verdict(section) == "no row has a time"
 
 
 def test_workloads_have_sections_of_their_own() -> None:

@@ -9,7 +9,7 @@ from workbench.request import Request, settle
 
 def test_defaults_of_a_cpu() -> None:
     settings = settle(Request(), "cpu")
-    assert (settings.model, settings.dtype, settings.repeats) == ("tiny", "float32", 2)
+    assert (settings.model, settings.dtype, settings.repeats) == ("tiny", "float32", 3)
     work = settings.workload
     assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (64,), (128,), 32)
 

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from workbench.statistics import (
+    STUDENT,
     half_drift,
     median_interval,
     median_of_medians,
     percentile,
     ratio_interval,
+    saving_interval,
     summarise,
 )
 
@@ -95,6 +97,35 @@ def test_a_ratio_of_equals_covers_one():
         return found.low <= 1 <= found.high
 
     assert coverage(150, holds) >= 0.93
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_ratio_of_equals_covers_one_though_processes_differ(count):
+    def holds(generator):
+        base, other = (sampled(generator, count, 20, 0.02, 0.002) for _ in range(2))
+        found = ratio_interval(base, other)
+        return found.low <= 1 <= found.high
+
+    assert coverage(300, holds) >= 0.93
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_saving_of_nothing_covers_zero_though_processes_differ(count):
+    def holds(generator):
+        base, other = (sampled(generator, count, 20, 0.02, 0.002) for _ in range(2))
+        found = saving_interval(base, other)
+        return found.low <= 0 <= found.high
+
+    assert coverage(300, holds) >= 0.93
+
+
+def test_student_t_is_that_of_its_tables():
+    """Of normal samples of n, |mean| / (s / sqrt(n)) exceeds t in 5 of 100; t here has n - 1 degrees."""
+    generator = np.random.default_rng(1)
+    for count, t in STUDENT.items():
+        drawn = generator.standard_normal((200_000, count))
+        ratio = np.abs(drawn.mean(1)) / (drawn.std(1, ddof=1) / np.sqrt(count))
+        assert np.mean(ratio > t) == pytest.approx(0.05, abs=0.002)
 
 
 def test_the_same_samples_give_the_same_interval():

@@ -6,7 +6,8 @@ from workbench import units
 from workbench.job import Json
 from workbench.page.cards import Card, time_text
 from workbench.page.rows import Row, Section, device_name
-from workbench.report import room, title, verdict
+from workbench.report import room, title
+from workbench.winner import name_winner
 
 COLUMNS = {"backend": "backend", "time_text": "time, 95 % interval", "limit_text": "share of the limit"}
 
@@ -28,7 +29,7 @@ def _card(section: Section) -> Card:
         chart="times",
         title=title(first),
         subtitle=f"{first.model}, {first.dtype}, {device_name(first)}",
-        lead=verdict(section.pairs),
+        lead=name_winner([row.record for row in section.rows]),
         text=f"Times with 95 % intervals: {said}." if timed else "",
         rows=[_drawn(row) for row in timed],
         columns=COLUMNS,

@@ -1,0 +1,58 @@
+"""Who wins a workload: never one whom a noisier rival may beat, nor by what two processes show by chance."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.builders import record
+from workbench.record import ProcessRun, Record
+from workbench.statistics import summarise
+from workbench.winner import name_winner
+
+CRASHED = record("iree", status="crashed")
+
+
+def row(backend: str, *medians: float, **changes: Any) -> Record:
+    """Return a row with one process for each median, its samples all but equal."""
+    processes = [tuple(median * (1 + step / 1000) for step in (-1, 0, 1)) for median in medians]
+    runs = tuple(ProcessRun(samples) for samples in processes)
+    return record(backend, **({"processes": runs, "time_s": summarise(processes)} | changes))
+
+
+def test_the_winner_is_named_with_the_lead_over_the_next() -> None:
+    rows = [row("eager", 2.0, 2.0), row("compile", 1.0, 1.0), CRASHED, row("xla", 4.0, 4.0)]
+    said = name_winner(rows)
+    assert said.startswith("compile is fastest: 2.00x [")
+    assert said.endswith("the speed of eager")
+
+
+def test_a_noisy_rival_behind_the_next_one_is_not_beaten() -> None:
+    best, steady, noisy = row("a", *[1.0, 1.01] * 5), row("b", *[1.1, 1.11] * 5), row("c", *[0.9, 1.5] * 5)
+    assert name_winner([best, steady]).startswith("a is fastest")
+    said = name_winner([best, steady, noisy])
+    assert said.startswith("a and c cannot be told apart (1.19x [0.89, ")
+    assert "--repeats" not in said  # more would not tell
+
+
+def test_all_who_may_be_fastest_are_named() -> None:
+    rows = [row("a", *[1.0, 1.2] * 3), row("b", *[1.01, 1.21] * 3), row("c", *[1.02, 1.22] * 3)]
+    assert name_winner(rows) == "a, b and c cannot be told apart"
+
+
+def test_two_processes_that_differ_show_little() -> None:
+    assert name_winner([row("a", 1.0, 1.0), row("b", 1.05, 1.05)]).startswith("a is fastest")
+    said = name_winner([row("a", 1.0, 1.02), row("b", 1.05, 1.07)])
+    assert said.startswith("a and b cannot be told apart")
+    assert said.endswith("more processes may tell, --repeats 5 for instance")
+
+
+def test_one_process_shows_nothing_of_others() -> None:
+    assert "cannot be told apart" in name_winner([row("a", 1.0), row("b", 2.0)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [([], "no row has a time"), ([CRASHED], "no row has a time"), ([row("a", 1.0)], "only a has a time")],
+)
+def test_without_rivals_there_is_no_winner(rows: list[Record], said: str) -> None:
+    assert name_winner([*rows, CRASHED]) == said

@@ -1,0 +1,38 @@
+"""Who wins one workload, by how much, and whether that is real. Pure."""
+
+from collections.abc import Sequence
+
+from workbench.ratios import Ratio, compare_rows
+from workbench.record import Record
+from workbench.statistics import ENOUGH
+
+
+def name_winner(records: Sequence[Record]) -> str:
+    """Say which of these rows of one workload is fastest, or which cannot be told apart from the fastest."""
+    timed = sorted((record for record in records if record.timed), key=median)
+    if not timed:
+        return "no row has a time"
+    best = timed[0]
+    if len(timed) == 1:
+        return f"only {best.name} has a time"
+    leads = [(row.name, compare_rows(row, best)) for row in timed[1:]]
+    close = [(name, lead) for name, lead in leads if not lead.real]
+    if not close:
+        name, lead = leads[0]
+        return f"{best.name} is fastest: {spread(lead)} the speed of {name}"
+    names = [best.name, *(name for name, _ in close)]
+    told = f" ({spread(close[0][1])})" if len(close) == 1 else ""
+    few = any(lead.processes < ENOUGH for _, lead in close)
+    hint = f"; more processes may tell, --repeats {ENOUGH} for instance" if few else ""
+    return f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart{told}{hint}"
+
+
+def spread(ratio: Ratio) -> str:
+    """Write a ratio with its interval."""
+    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def median(record: Record) -> float:
+    """Return the median time of a timed record, in seconds."""
+    assert record.time_s is not None
+    return record.time_s.median
