@@ -1,5 +1,6 @@
 """The measuring itself: rounds of processes, backends in rotating order, each result on disk at once."""
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -242,7 +243,7 @@ class Campaign:
         return self.ceilings
 
     def golden_path(self, lengths: Lengths, rows: int) -> Path:
-        """Name a golden file: the same weights, lengths, tokens and kind of device share one."""
+        """Name a golden file: the same weights, lengths, tokens, torch and kind of device share one."""
         parts = {
             "gate": GATE,
             "code": code_version(),
@@ -252,6 +253,7 @@ class Campaign:
             "rows": rows,
             "seed": SEED,
             "device": self.device.name,
+            "torch": torch_version(),
         }
         return cache_root() / "golden" / f"{digest(parts)}.npz"
 
@@ -273,3 +275,11 @@ class Campaign:
 def lengths_of(group: PlannedGroup) -> Lengths:
     """Return what a group's golden file is chosen by."""
     return group.shapes.prompts, group.shapes.capacity
+
+
+def torch_version() -> str | None:
+    """Return the version of the torch here, which computes golden logits; it is not imported."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # the worker says so, where there is something to compute

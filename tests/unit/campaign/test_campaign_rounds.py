@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -180,3 +182,20 @@ def test_golden_of_more_rows_than_needed_is_not_computed_again(
     assert set(workers.held_against) == {group.golden}
     call(["b"], replace(decode, batches=(8,)), repeats=1)
     assert [each.shapes.batch for each in workers.goldens[0].groups] == [4]
+
+
+def test_golden_of_another_torch_is_computed_again(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: set[str] = set()
+    monkeypatch.setattr(campaign, "is_whole", lambda path: str(path) in made)
+    for expected, release in [(1, "2.11.0"), (1, "2.11.0"), (2, "2.13.0+cu130")]:
+        monkeypatch.setattr("importlib.metadata.version", {"torch": release}.__getitem__)
+        call(["a"], repeats=1, again=True)
+        made |= {group.golden for job in workers.goldens for group in job.groups}
+        assert len(made) == len(workers.goldens) == expected
+
+
+def test_golden_is_named_where_there_is_no_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", Mock(side_effect=PackageNotFoundError))
+    assert campaign.torch_version() is None
