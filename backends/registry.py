@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import UserError
@@ -51,6 +52,22 @@ def find(name: str) -> Backend:
     if entry_point is None:
         raise UserError(f"unknown backend {name!r}: {nearest(name, names())}")
     return _load(entry_point)
+
+
+def find_sources(name: str) -> dict[str, Path]:
+    """Find the files of another distribution's backend by name; none of a built-in or an unknown one.
+
+    Imports none of them.
+    """
+    entry_point = None if name in BUILTIN else _third_parties().get(name)
+    if entry_point is None:
+        return {}
+    spec = importlib.import_module("importlib.util").find_spec(entry_point.module.partition(".")[0])
+    if spec is None or spec.origin is None:
+        return {}
+    origin = Path(spec.origin)
+    files = origin.parent.rglob("*.py") if spec.submodule_search_locations else [origin]
+    return {str(path.relative_to(origin.parent)): path for path in files}
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:

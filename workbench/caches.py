@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backends.registry import find_sources
+
 LOCKS = Path(tempfile.gettempdir()) / "workbench-locks"
 """One place for all users and caches of a machine: what is locked is the device."""
 COMPILER_CACHES = {
@@ -36,8 +38,11 @@ def cache_root() -> Path:
 
 MEASURING = (
     "arithmetic",
+    "bursts",
+    "ceilings",
     "checks",
     "clock",
+    "conditions",
     "gate",
     "golden",
     "harness",
@@ -47,6 +52,8 @@ MEASURING = (
     "stopping",
     "streams",
     "sweep",
+    "turn",
+    "watch",
 )
 """The modules of `workbench` that numbers depend on, besides all of `models` and `backends`."""
 
@@ -56,7 +63,8 @@ def code_version(backend: str | None = None) -> str:
     """Name the code that the numbers of a backend depend on, so that its rows are measured anew once edited.
 
     That is all of `models`, the modules named above, and what these and the backend import from `backends`,
-    directly or not; another backend is none of it. Without a backend it is the code of golden logits.
+    directly or not, or the package of another distribution that the backend is in; another backend is none of
+    it. Without a backend it is the code of golden logits.
     """
     return _name_code(backend, MEASURING)
 
@@ -78,9 +86,11 @@ def _name_code(backend: str | None, measuring: Sequence[str]) -> str:
         own = [root / "backends" / f"{name}.py", *(root / "backends" / name).glob("**/*.py")]
         files += (own := [path for path in own if path.is_file()])
         wanted |= imported_from_backends(own)
+    named = [(str(path.relative_to(root)), path) for path in sorted(files)]
+    named += sorted(find_sources(backend).items()) if backend else []
     code = hashlib.sha256()
-    for path in sorted(files):
-        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    for name, path in named:
+        code.update(f"{name}\n".encode() + path.read_bytes())
     return code.hexdigest()[:8]
 
 
