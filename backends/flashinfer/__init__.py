@@ -104,6 +104,7 @@ class FlashInfer:
         if missing:
             reason = f"FlashInfer compiles its kernels and finds no {missing}"
             return replace(probe, reason=reason, install=TOOLS[missing])
+        versions |= {"apache-tvm-ffi": version("apache-tvm-ffi"), "nvcc": nvcc_release()}
         return replace(probe, versions=versions, devices=("cuda",))
 
     def build(

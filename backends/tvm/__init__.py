@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,9 @@ class Tvm:
         except Exception as error:
             return describe_failure(self.name, error, INSTALL)
         versions = {name: version(name) for name in PACKAGES}
+        if has_gpu:
+            with suppress(Unsupported):  # a build says so
+                versions["nvcc"] = nvcc_release()
         devices = ("cpu", "cuda") if has_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +59,9 @@ class Xla:
             cause = f"{type(error).__name__}: {error}".splitlines()[0]
             return Probe(reason=f"jax cannot be used: {cause}", install=INSTALL)
         versions = {name: version(name) for name in ("jax", "jaxlib")} | flags_set()
+        if "gpu" in platforms:
+            with suppress(Unsupported):  # a build says what is missing
+                versions |= cuda_versions()
         devices = ("cpu", "cuda") if "gpu" in platforms else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
