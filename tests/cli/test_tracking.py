@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import ROOT, Run
+from tests.unit.builders import record
 from workbench.record import Record
 from workbench.store import Store
 from workbench.tracking.floors import calibration_folder
@@ -84,6 +85,18 @@ def check_history(workbench: Run) -> None:
     table = workbench("history", "--phase", "decode")
     assert "eager decode b1 c32, tiny float32" in table.stdout
     expect_refusal(workbench("history", "--backend", "tvm"), "no such row", "eager decode b1 c32")
+
+
+def test_history_lists_rows_without_a_noise_floor(workbench: Run, tmp_path: Path) -> None:
+    kept = Store(tmp_path / "results", lambda line: None)
+    for run in ("first", "second"):
+        kept.append(record(run=run))
+    done = workbench("history")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Test CPU has no noise floor for decode yet") == 1
+    (row,) = json.loads(workbench("history", "--format", "json").stdout)
+    assert [each["run"] for each in row["records"]] == ["first", "second"]
+    assert "python -m workbench calibrate" in row["advice"]
 
 
 def check_tracking(workbench: Run, folder: Path) -> None:

@@ -105,16 +105,19 @@ def test_wanted_records_have_every_value_asked_for(wanted: dict[str, Any], count
     assert sum(Wanted(**wanted).holds(row) for row in rows) == count
 
 
+def keep_calibration(results: Any) -> None:
+    """Keep an A/A run of a quiet machine."""
+    calibration = at(1, 1.0, processes=tuple(ProcessRun((1 + index / 1000,)) for index in range(10)))
+    Store(calibration_folder(results), lambda line: None).append(calibration)
+
+
 def test_histories_are_printed_and_bad_selections_refused(tmp_path: Any, capsys: Any) -> None:
     store = Store(tmp_path, lambda line: None)
     for row in ROW:
         store.append(row)
     with pytest.raises(UserError, match="there is eager decode b1 c128"):
         follow(Wanted(backend="tvm"), tmp_path)
-    with pytest.raises(UserError, match="run `python -m workbench calibrate`"):
-        follow(Wanted(), tmp_path)
-    calibration = at(1, 1.0, processes=tuple(ProcessRun((1 + index / 1000,)) for index in range(10)))
-    Store(calibration_folder(tmp_path), lambda line: None).append(calibration)
+    keep_calibration(tmp_path)
     found = follow(Wanted(backend="eager"), tmp_path)
     write(found, as_json=False)
     printed = capsys.readouterr().out
@@ -124,3 +127,41 @@ def test_histories_are_printed_and_bad_selections_refused(tmp_path: Any, capsys:
     (row,) = json.loads(capsys.readouterr().out)
     assert [len(row["records"]), len(row["steps"])] == [12, 1]
     assert row["steps"][0]["run"] == "run7"
+    assert row["advice"] is None
+
+
+ELSEWHERE = {"name": "Other CPU", "threads": 4}
+
+
+def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
+    tmp_path: Any, capsys: Any
+) -> None:
+    store = Store(tmp_path, lambda line: None)
+    for row in [*ROW, *(at(day, 1.0, gpu=ELSEWHERE, batch=batch) for day in (1, 2) for batch in (1, 8))]:
+        store.append(row)
+    keep_calibration(tmp_path)
+    found = follow(Wanted(), tmp_path)
+    write(found, as_json=False)
+    printed = capsys.readouterr().out
+    assert "torch 2.11 -> 2.13" in printed
+    assert printed.count("eager decode b8 c128, tiny float32, Other CPU") == 1
+    assert printed.count("no noise floor, so any step in 2 records is unknown") == 2
+    advice = "Other CPU has no noise floor for decode yet, so the steps of rows there are unknown: "
+    advice += "run `python -m workbench calibrate --phases decode` there"
+    assert printed.splitlines()[-1] == advice
+    assert printed.count(advice) == 1
+    write(found, as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert [(len(row["records"]), len(row["steps"]), row["advice"]) for row in rows] == [
+        (2, 0, advice),
+        (2, 0, advice),
+        (12, 1, None),
+    ]
+
+
+def test_a_row_with_a_single_record_needs_no_noise_floor(tmp_path: Any, capsys: Any) -> None:
+    Store(tmp_path, lambda line: None).append(ROW[0])
+    (found,) = follow(Wanted(), tmp_path)
+    assert (found.steps, found.advice) == ((), None)
+    write([found], as_json=False)
+    assert "calibrate" not in capsys.readouterr().out

@@ -28,9 +28,20 @@ def floor_of(record: Record) -> float:
 
 
 def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
+    """Return the noise floor for a row; raises UserError if it has none."""
+    floor = known_floor(record, calibrated)
+    if floor is None:
+        raise UserError(
+            f"{lack(record)}, so {record.name} {short_title(record)} can have no verdict: "
+            "run `python -m workbench calibrate` there first"
+        )
+    return floor
+
+
+def known_floor(record: Record, calibrated: Sequence[Record]) -> float | None:
     """Return the noise floor for a row: its own on this machine, else the highest of its phase there.
 
-    Raises UserError if nothing of that phase was calibrated by the same protocol.
+    None if nothing of that phase was calibrated by the same protocol.
     """
     latest = {
         (each.name, each.model, each.dtype, workload_of(each)): each
@@ -40,12 +51,12 @@ def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
     own = latest.get((record.name, record.model, record.dtype, workload_of(record)))
     if own is not None:
         return floor_of(own)
-    if not latest:
-        raise UserError(
-            f"{record.gpu.get('name')} has no noise floor for {record.phase} yet, so {record.name} "
-            f"{short_title(record)} can have no verdict: run `python -m workbench calibrate` there first"
-        )
-    return max(floor_of(each) for each in latest.values())
+    return max((floor_of(each) for each in latest.values()), default=None)
+
+
+def lack(record: Record) -> str:
+    """Say that a row has no noise floor."""
+    return f"{record.gpu.get('name')} has no noise floor for {record.phase} yet"
 
 
 def same_machine(calibration: Record, record: Record) -> bool:

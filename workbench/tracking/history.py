@@ -61,6 +61,8 @@ class History:
 
     records: tuple[Record, ...]
     steps: tuple[Step, ...]
+    advice: str | None = None
+    """What to do where the machine has no noise floor, so that steps cannot be told from noise."""
 
 
 def group(records: Sequence[Record]) -> list[list[Record]]:

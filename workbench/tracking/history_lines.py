@@ -19,13 +19,15 @@ COLUMNS = ("finished", "run", "code", "processes", "time", "step")
 
 
 def write(rows: Sequence[History], as_json: bool) -> None:
-    """Print rows with their steps to stdout."""
+    """Print rows with their steps to stdout, then what is needed to find those that are unknown."""
     if as_json:
         print(json.dumps([facts(row) for row in rows], indent=1))
         return
     console = stdout()
     for row in rows:
         print_row(row, console)
+    for line in dict.fromkeys(row.advice for row in rows if row.advice):
+        console.print(line, soft_wrap=True)
 
 
 def print_row(history: History, console: Console) -> None:
@@ -40,7 +42,9 @@ def print_row(history: History, console: Console) -> None:
     console.print(table)
     for step in steps:
         console.print(f"  {step_line(records[step.index], step)}")
-    if not steps:
+    if history.advice:
+        console.print(f"  no noise floor, so any step in {len(records)} records is unknown")
+    elif not steps:
         console.print(f"  no step in {len(records)} records")
 
 
@@ -103,4 +107,5 @@ def facts(history: History) -> dict[str, object]:
             }
             for step in history.steps
         ],
+        "advice": history.advice,
     }
