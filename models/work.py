@@ -57,7 +57,7 @@ def cache_bytes(config: DecoderConfig, dtype: str, batch: int, capacity: int) ->
 
 
 def _weight_traffic(config: DecoderConfig, dtype: str, tokens: int) -> int:
-    """Return the bytes of weights one pass reads: of an embedding that is no head, `tokens` rows alone."""
+    """Return the bytes of weights one pass reads: of an embedding that is no head, a row for each token."""
     total = weight_bytes(config, dtype)
     if config.tied_embeddings:
         return total

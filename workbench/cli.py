@@ -26,6 +26,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
+STOPPED = "stopped; what was measured is kept: the same command goes on from there, one with --again or --against anew"
 
 
 class Format(StrEnum):
@@ -89,9 +90,13 @@ def compare(
     Exit code 1 if a row of a backend asked for by name has no time or, with --against, is slower; 2 if the
     input was wrong or there is nothing to compare with.
     """
+    from models.errors import UserError
     from workbench import compare as comparison
     from workbench.request import read
 
+    unused = {"--dry-run": dry_run, "--kernels": kernels, "--baseline": baseline}
+    for option in (name for name, given in unused.items() if given and against is not None):
+        raise UserError(f"--against judges each row by its own earlier one: leave out {option}")
     request = read(
         backends=backends,
         model=model,
@@ -160,7 +165,7 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(complain(str(error))) from error
     except (typer.Abort, KeyboardInterrupt):
-        print("stopped; what was measured is kept: the same command goes on from there", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

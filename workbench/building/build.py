@@ -69,7 +69,9 @@ def build(request: BuildRequest) -> list[Row]:
         for device in gpus.values():
             locks.enter_context(DeviceLock(device, LOCKS))
         progress.expect(len(orders), BUILD_S)
-        return Builder(request, store, progress).fill(orders, request.workers())
+        # Kernels that are timed on a GPU share it with no other build: their choice is kept.
+        timing = any(order.tuner and order.here in gpus.values() for order in orders)
+        return Builder(request, store, progress).fill(orders, 1 if timing else request.workers())
 
 
 class Builder:

@@ -43,9 +43,13 @@ class BreakEven:
     tokens: float
     low: float
     high: float
+    until: float = math.inf
+    """Tokens after which a backend that is built sooner but runs slower has cost more."""
 
     def __str__(self) -> str:
         """Write it as people read it."""
+        if math.isfinite(self.until):
+            return f"at once, until {_count(self.until)}"
         if math.isinf(self.low):
             return NEVER
         if self.high == 0:
@@ -60,6 +64,8 @@ def break_even(more_build_s: float, saved_s: Interval, tokens: int) -> BreakEven
     def after(saved: float) -> float:
         return math.inf if saved <= 0 else math.ceil(max(more_build_s, 0.0) * tokens / saved)
 
+    if more_build_s < 0 and saved_s.high < 0:
+        return BreakEven(0, 0, 0, until=math.ceil(more_build_s * tokens / saved_s.value))
     return BreakEven(after(saved_s.value), after(saved_s.high), after(saved_s.low))
 
 

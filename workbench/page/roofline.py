@@ -104,7 +104,11 @@ def _drawn(row: Row, work: Work) -> Json:
         "high": high,
         "intensity_text": units.significant(intensity),
         "rate_text": f"{units.rate(rate, 'FLOP')} [{units.rate(low, 'FLOP')}, {units.rate(high, 'FLOP')}]",
-        "limit_text": units.percent(share) if share is not None else "fits in cache",
+        "limit_text": units.percent(share)
+        if share is not None
+        else "fits in cache"
+        if record.ceilings
+        else "-",
     }
 
 

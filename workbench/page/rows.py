@@ -59,7 +59,9 @@ class Row:
     @property
     def is_baseline(self) -> bool:
         """Whether the others of its workload are compared with it."""
-        return self.ratio is not None and self.ratio.to == self.record.name
+        if self.ratio is None or self.ratio.to != self.record.name:
+            return False  # an untuned row may have its name as well, but not a ratio of just 1
+        return self.ratio.low == self.ratio.high == 1.0
 
     @property
     def cells(self) -> dict[str, "Cell"]:

@@ -20,7 +20,7 @@ def test_tokens_are_the_longer_build_over_the_time_saved_a_token() -> None:
     ("more_build_s", "saved", "text"),
     [
         (10.0, Interval(-0.5, -0.6, -0.4), "never"),
-        (-10.0, Interval(-0.5, -0.6, -0.4), "never"),
+        (-10.0, Interval(-0.5, -0.6, -0.4), "at once, until 20"),
         (10.0, Interval(0.0, 0.0, 0.0), "never"),
         (10.0, Interval(0.5, -0.1, 1.0), "20 [10, never]"),
         (10.0, Interval(-0.1, -0.5, 1.0), "never [10, never]"),
