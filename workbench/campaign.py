@@ -1,6 +1,7 @@
 """The measuring itself: rounds of processes, backends in rotating order, each result on disk at once."""
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,8 @@ class Campaign:
         self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry], kernels: bool
     ) -> MeasureJob:
         """Write down what a worker is to do."""
+        golden = self.golden[lengths_of(group)]
+        mark_used(golden)
         rows = (
             RowJob(each.key, each.row.phase, each.row.length, each.row.steps, each.row.lead)
             for each in entries
@@ -149,7 +152,7 @@ class Campaign:
             device=self.device.device,
             seed=SEED,
             budget_s=self.settings.budget_s,
-            group=GroupJob(group.shapes, str(self.golden[lengths_of(group)]), tuple(rows)),
+            group=GroupJob(group.shapes, str(golden), tuple(rows)),
             engine=str(entries[0].engine.folder) if entries[0].engine else None,
             kernels=kernels,
         )
@@ -209,6 +212,7 @@ class Campaign:
             paths = [self.golden_path(lengths, count) for count in range(needed, DISTINCT_ROWS + 1)]
             whole = next(filter(is_whole, paths), None)
             self.golden[lengths] = whole or paths[0]
+            mark_used(self.golden[lengths])
             if whole is None:
                 missing.append(GroupJob(Shapes(needed, *lengths), str(paths[0]), ()))
         if not missing:
@@ -255,7 +259,8 @@ class Campaign:
             "device": self.device.name,
             "torch": torch_version(),
         }
-        return cache_root() / "golden" / f"{digest(parts)}.npz"
+        # In a folder among those of builds, so that it is pruned as they are, and the lock beside it too.
+        return builds_root() / f"golden-{digest(parts)}" / "golden.npz"
 
     def build_folder(self, contestant: Contestant, group: PlannedGroup, engine: Engine | None) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
@@ -275,6 +280,14 @@ class Campaign:
 def lengths_of(group: PlannedGroup) -> Lengths:
     """Return what a group's golden file is chosen by."""
     return group.shapes.prompts, group.shapes.capacity
+
+
+def mark_used(golden: Path) -> None:
+    """Keep a golden from being pruned, by whichever comparison, as one not used for longest."""
+    try:
+        os.utime(golden.parent)
+    except OSError:
+        pass  # not computed yet, or gone, which the worker that wants it tells
 
 
 def torch_version() -> str | None:

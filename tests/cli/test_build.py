@@ -242,7 +242,7 @@ def test_engines_are_listed_shown_and_pruned(keeper: Run, tmp_path: Path) -> Non
     assert not Path(row["path"]).exists()
 
 
-def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path) -> None:
+def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path, cache: Path) -> None:
     rows = rows_of(build(keeper, "onnxruntime,keeper", "cpu,h100", "--format", "json"))
     results = tmp_path / "results"
     done = keeper("engines", "check", "--device", "cpu", "--results", str(results), "--format", "json")
@@ -256,6 +256,8 @@ def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path) -> Non
     assert passed["purpose"].startswith("correctness only")
     kept = [json.loads(path.read_text()) for path in results.glob("*/engine-checks/*.json")]
     assert sorted(kept, key=str) == sorted(found.values(), key=str)
+    assert list(cache.glob("builds/golden-*/golden.npz"))
+    assert not [*cache.glob("builds/check-*"), *cache.glob("checks")]  # nothing of a check itself stays
 
 
 def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from workbench.building.engines import Listed, listed, verify
 from workbench.building.machine_code import inspect
 from workbench.building.manifest import Manifest
 from workbench.building.store import EngineStore
+from workbench.builds import builds_root, prune_builds
 from workbench.caches import LOCKS, cache_root, compiler_environment
 from workbench.campaign import SEED, Campaign, lengths_of
 from workbench.checks import capacity_for
@@ -72,6 +74,7 @@ def check(request: Request, keys: Sequence[str] | None) -> list[Checked]:
             found.append(check_one(request, device, each, progress))
             keep(request.results, found[-1])
             progress.advance()
+        prune_builds()
     return found
 
 
@@ -89,10 +92,13 @@ def check_one(request: Request, device: Device, each: Listed, progress: Progress
         return Checked(*names, status, reason, way, error_ratio, manifest.untuned)
 
     try:
-        job, environment = prepare_job(request, device, each.folder, manifest, progress)
+        job = prepare_job(request, device, each.folder, manifest, progress)
         python = request.pythons.get(recipe.backend, sys.executable)
         log = cache_root() / "logs" / "check" / f"{recipe.key}.log"
-        outcome = run(job, python=python, log=log, environment=environment)
+        # Beside the golden, among the builds, so that what a killed check leaves is pruned with them.
+        with TemporaryDirectory(prefix="check-", dir=builds_root(), ignore_cleanup_errors=True) as caches:
+            environment = compiler_environment(Path(caches)) | thread_environment(device)
+            outcome = run(job, python=python, log=log, environment=environment)
     except UserError as error:
         return checked("missing", str(error))
     if outcome.result is None:
@@ -103,8 +109,8 @@ def check_one(request: Request, device: Device, each: Listed, progress: Progress
 
 def prepare_job(
     request: Request, device: Device, folder: Path, manifest: Manifest, progress: Progress
-) -> tuple[MeasureJob, dict[str, str]]:
-    """Write or find weights and golden logits of the engine's model; returns the job and its environment."""
+) -> MeasureJob:
+    """Write or find weights and golden logits of the engine's model; returns the job."""
     recipe = manifest.recipe
     settings = settle(Request(model=manifest.model, dtype=recipe.dtype), device.device)
     source = prepare(manifest.model, recipe.dtype, progress)
@@ -113,7 +119,7 @@ def prepare_job(
     group = PlannedGroup(read_shapes(recipe.shapes) if recipe.shapes else ANY_SHAPES, ())
     campaign = Campaign(settings, device, source, Store(request.results, progress.warn), progress)
     campaign.make_golden([group])
-    job = MeasureJob(
+    return MeasureJob(
         backend=recipe.backend,
         options=recipe.options,
         model=str(source.folder),
@@ -125,8 +131,6 @@ def prepare_job(
         engine=str(folder),
         kind="check",
     )
-    caches = cache_root() / "checks" / recipe.key
-    return job, compiler_environment(caches) | thread_environment(device)
 
 
 def keep(results: Path, checked: Checked) -> None:

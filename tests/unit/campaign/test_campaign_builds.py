@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,31 @@ def test_only_the_builds_used_last_are_kept(
     assert newer in set(folders.iterdir())
     assert oldest not in set(folders.iterdir())
     assert len(list(folders.iterdir())) == 2
+
+
+def test_a_golden_is_kept_while_it_is_used_and_pruned_as_builds_are(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builds, "KEPT_BUILDS", 3)
+    monkeypatch.setattr(campaign, "is_whole", Path.is_file)
+
+    def another_comparison_builds(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        for name in ("x", "y", "z"):
+            (call.root / "cache" / "builds" / name).mkdir(exist_ok=True)
+            os.utime(call.root / "cache" / "builds" / name, (2, 2))
+        builds.prune_builds()
+        assert golden.is_file()
+        os.utime(golden.parent, (1, 1))  # long ago, until the next process uses it
+        return report_all(job, on_event)
+
+    call(["a"])  # names the golden; these workers write none
+    golden = Path(workers.held_against[0])
+    golden.parent.mkdir()
+    for path in (golden, golden.with_name(".golden.npz.lock")):
+        path.touch()
+    os.utime(golden.parent, (1, 1))
+    workers.scripts["b"] = another_comparison_builds
+    call(["b"])
+    assert set(workers.held_against) == {str(golden)}
+    call(["c", "d"], Workload(("decode",), (1, 2), (64,), (128,), 32), repeats=1)
+    assert not golden.parent.exists()
