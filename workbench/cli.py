@@ -26,7 +26,10 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
-STOPPED = "stopped; what was measured is kept: the same command goes on from there, one with --again or --against anew"
+STOPPED = (
+    "stopped; what was measured is kept: the same command goes on from there, "
+    "one with --again or --against begins anew"
+)
 
 
 class Format(StrEnum):
