@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+import psutil
+
 from models.work import Work
 from workbench import machine
 from workbench.clock import wait_for_gpu
@@ -102,7 +104,9 @@ def prepare(torch: Any, device: str, dtype: str) -> Device:
     cache = cache_bytes(torch, device) or UNKNOWN_CACHE_BYTES
     longest = CPU_LONGEST_S / (KINDS * BURSTS)
     # Two buffers make up the copy: what is read and what is written.
-    return Device(torch, device, stored, _nothing, CACHE_FACTOR * cache // 2, 1024, 0.0, longest)
+    # Two such buffers leave half of the free memory, where the caches of a large machine would take it all.
+    copied = min(CACHE_FACTOR * cache // 2, psutil.virtual_memory().available // 4)
+    return Device(torch, device, stored, _nothing, copied, 1024, 0.0, longest)
 
 
 def cache_bytes(torch: Any, device: str) -> int | None:
