@@ -229,7 +229,7 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
     reason = (
         f"the second half's median differs from the first's by {drift:+.1%}: rerun on an idle, cool machine"
     )
-    warning = "the times had not settled when warming up ended: give the row a larger time budget"
+    warning = "the times had not settled when warming up ended: rerun on an idle machine"
     return replace(
         built.facts,
         key=row.key,

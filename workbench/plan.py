@@ -12,6 +12,8 @@ PHASES = ("prefill", "decode")
 DTYPES = ("float32", "bfloat16", "float16")
 MINIMUM_STEPS = 32
 """Fewer chained steps would let the fence at the end weigh on the value."""
+MOST_SEQUENCES = 65_536
+"""Beyond any device: each has tokens of its own, which take time to draw."""
 SLOPE_LEAD = 16
 """Steps of the shorter of the two runs of the slope clock: by then an engine has found its pace."""
 
@@ -118,6 +120,8 @@ def check(config: DecoderConfig, workload: Workload) -> None:
     ):
         if not values or min(values) < 1:
             raise UserError(f"{name} {','.join(map(str, values))}: every value must be at least 1")
+    if max(workload.batches) > MOST_SEQUENCES:
+        raise UserError(f"--batch {max(workload.batches)}: at most {MOST_SEQUENCES} sequences run at once")
     if workload.steps < MINIMUM_STEPS:
         raise UserError(f"--steps {workload.steps}: a chained sample needs at least {MINIMUM_STEPS} steps")
     if not workload.phases or not set(workload.phases) <= set(PHASES):
@@ -134,6 +138,6 @@ def limit(option: str, length: int, steps: int, config: DecoderConfig) -> None:
     if needed > config.max_positions:
         largest = length - (needed - config.max_positions)
         raise UserError(
-            f"{option} {length} needs {needed} positions with its decode steps; "
-            f"the model is made for {config.max_positions}: use at most {largest}"
+            f"{option} {length} needs {needed} positions with its decode steps; the model is made for "
+            f"{config.max_positions}: {f'use at most {largest}' if largest > 0 else 'take fewer --steps'}"
         )

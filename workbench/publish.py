@@ -38,7 +38,8 @@ def publish(places: Sequence[Path], form: str, out: str | None, baseline: str | 
         settings = select(records, baseline, progress.advance)
         content = write(settings, form, progress)
     if destination is None:
-        sys.stdout.write(content.decode())
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)  # UTF-8 whatever the terminal is set to, like a file
     else:
         put(destination, content)
         rows = sum(len(setting.older) for setting in settings)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from workbench.caches import digest
 from workbench.job import Json
+from workbench.plan import PHASES
 
 SCHEMA = 4
 READ_SCHEMAS = (1, 2, 3, 4)
@@ -228,6 +229,12 @@ def from_json(row: Json) -> Record:
         raise ValueError(f"not a record: {error}") from error
     if record.status not in STATUSES:
         raise ValueError(f"unknown status {record.status!r}")
+    if record.phase not in PHASES:
+        raise ValueError(f"unknown phase {record.phase!r}")
+    times = [*dataclasses.astuple(record.time_s)] if record.time_s else []
+    times += [sample for run in record.processes for sample in run.samples_s]
+    if not all(isinstance(value, float | int) for value in times):
+        raise ValueError("a time is no number")
     if record.timed != (record.time_s is not None):
         raise ValueError(f"status {record.status!r} does not go with time_s={record.time_s}")
     return record

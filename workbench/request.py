@@ -68,10 +68,10 @@ def settle(request: Request, device: str) -> Settings:
     repeats = request.repeats if request.repeats is not None else REPEATS
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
-    dtype = request.dtype or ("float32" if on_cpu else "bfloat16")
+    dtype = request.dtype if request.dtype is not None else ("float32" if on_cpu else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
-    model = request.model or ("tiny" if on_cpu else "llama-3.2-1b")
+    model = request.model if request.model is not None else ("tiny" if on_cpu else "llama-3.2-1b")
     return Settings(model, workload, dtype, device, repeats, CPU_BUDGET_S if on_cpu else GPU_BUDGET_S)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
+from workbench import units
 from workbench.builds import ColdBuild
 from workbench.ceilings import CACHE_FACTOR
 from workbench.conditions import advise, slow_down
@@ -209,8 +210,8 @@ def limit_share(evidence: Evidence, time_s: float) -> tuple[float | None, str | 
     cache = evidence.ceilings.get("last_level_cache_bytes")
     if cache and evidence.work.bytes < CACHE_FACTOR * cache:
         return None, (
-            f"no share of the limit: the work moves {evidence.work.bytes / 2**20:.0f} MiB, under "
-            f"{CACHE_FACTOR} times the cache ({cache / 2**20:.0f} MiB), which serves part of it; take a "
+            f"no share of the limit: the work moves {units.size(evidence.work.bytes)}, under "
+            f"{CACHE_FACTOR} times the cache ({units.size(cache)}), which serves part of it; take a "
             "larger model, batch or context for one"
         )
     return least / time_s, None

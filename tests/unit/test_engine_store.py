@@ -194,6 +194,17 @@ def test_prune_removes_what_is_damaged_old_or_unfinished(store: EngineStore) -> 
     assert [path.name for path in store.unfinished()] == ["going on"]
 
 
+def test_prune_touches_nothing_that_is_no_engine(tmp_path: Path) -> None:
+    kept = [tmp_path / "photos" / "2024" / "one.jpg", tmp_path / "results" / "cpu" / "tiny.jsonl"]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    store = EngineStore(tmp_path)
+    engine = put(store, recipe())
+    assert prune(store, days=0) == [(engine.folder, "not used for 0 days")]
+    assert all(path.exists() for path in kept)
+
+
 def test_an_engine_that_is_found_counts_as_used(store: EngineStore) -> None:
     engine = put(store, recipe())
     os.utime(engine.folder, (0, 0))

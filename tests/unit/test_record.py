@@ -22,6 +22,7 @@ def test_record_survives_json(row: object) -> None:
         ({"schema": 99}, "unknown schema 99"),
         ({"schema": None}, "unknown schema None"),
         ({"status": "fine"}, "unknown status"),
+        ({"phase": "foo"}, "unknown phase"),
         ({"status": "wrong"}, "does not go with"),
         ({"time_s": None}, "does not go with"),
         ({"surprise": 1}, "not a record"),
@@ -30,6 +31,18 @@ def test_record_survives_json(row: object) -> None:
 def test_what_is_no_record_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_json(to_json(record()) | changes)
+
+
+@pytest.mark.parametrize("place", ["time_s", "processes"])
+@pytest.mark.parametrize("value", ["0.1", None])
+def test_a_time_that_is_no_number_is_refused(place: str, value: object) -> None:
+    row = to_json(record())
+    if place == "time_s":
+        row["time_s"]["low"] = value
+    else:
+        row["processes"][0]["samples_s"] = [value, 1.0]
+    with pytest.raises(ValueError, match="no number"):
+        from_json(row)
 
 
 def test_record_without_a_field_is_refused() -> None:

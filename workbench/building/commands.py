@@ -7,7 +7,7 @@ import typer
 
 from workbench import options
 
-engines = typer.Typer(no_args_is_help=False, help="List, show, verify and prune the engines of the store.")
+engines = typer.Typer(no_args_is_help=False, help="List, show, verify, check and prune engines.")
 
 Keys = Annotated[list[str] | None, typer.Argument(help="Keys, or how they begin. Default: all.")]
 TargetDtype = Annotated[
@@ -147,7 +147,7 @@ def check(
 
 @engines.command()
 def prune(
-    days: Annotated[float, typer.Option(help="Keep what was used in so many days.")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="Keep what was used in so many days.")] = 30.0,
     engines: options.Engines = None,
 ) -> None:
     """Remove engines that are damaged or have not been used for long, and what killed builds have left."""

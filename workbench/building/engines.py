@@ -101,11 +101,13 @@ def prune(store: EngineStore, days: float) -> list[tuple[Path, str]]:
 
 
 def show(store: EngineStore, key: str) -> None:
-    """Print all that an engine says of itself."""
+    """Print all that an engine says of itself; of several whose keys begin so, a list."""
+    found = []
     for each in listed(store, [key]):
         if each.manifest is None:
             raise UserError(f"{each.folder} is damaged: {each.fault}; the next `build` replaces it")
-        print(json.dumps({"key": each.key, "path": str(each.folder), **asdict(each.manifest)}, indent=1))
+        found.append({"key": each.key, "path": str(each.folder), **asdict(each.manifest)})
+    print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
 
 
 def write(engines: Sequence[Listed], as_json: bool, verified: bool) -> None:

@@ -1,6 +1,7 @@
 """The engine store: a folder an engine, `TARGET/BACKEND-KEY`, whole or not there at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from workbench.caches import cache_root
 from workbench.store import slug
 
 UNFINISHED, LOCKS, TUNING = ".unfinished", ".locks", ".tuning"
+ENGINE = re.compile(r".+-[0-9a-f]{16}")
+"""How the folder of an engine is named. A store may lie beside other things, which are never touched."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ class EngineStore:
             pass  # a store that can only be read serves all the same
 
     def folders(self) -> list[Path]:
-        """List the folders of all engines, damaged ones too."""
-        return sorted(path for path in self.root.glob("[!.]*/*") if path.is_dir())
+        """List the folders of all engines, damaged ones too: nothing else that may lie in such a place."""
+        found = self.root.glob("[!.]*/*")
+        return sorted(path for path in found if ENGINE.fullmatch(path.name) and path.is_dir())
 
     @contextmanager
     def locked(self, recipe: Recipe) -> Iterator[None]:

@@ -19,7 +19,7 @@ class FailOn(StrEnum):
 
 
 def calibrate(
-    backends: options.Backends = "eager",
+    backends: Annotated[str, typer.Option(help="a,b[option=value]: which backends.")] = "eager",
     model: options.Model = None,
     phases: options.Phases = None,
     batch: options.Batch = None,
@@ -64,7 +64,7 @@ def track(
         FailOn | None, typer.Option(help="Fail if a row is slower than in --against, else than last time.")
     ] = None,
 ) -> None:
-    """Measure the rows of [tool.workbench.track] in pyproject.toml as pytest-benchmark's; runs pytest.
+    """Measure the rows of pyproject.toml (table tool.workbench.track) as pytest-benchmark's; runs pytest.
 
     The same as `pytest --workbench`; further options are pytest's, --benchmark-save NAME for instance. Exit
     code 1 if a row has no time or regressed, 2 if there is nothing to run or to compare with.
