@@ -27,6 +27,8 @@ GUESS_S = 0.01
 CACHE_FACTOR = 8
 """A copy of this many last-level caches comes from memory; the share of work on less says nothing."""
 UNKNOWN_CACHE_BYTES = 64 << 20
+BLOCK = 1 << 22
+"""Numbers that are drawn; more are copies of them."""
 GPU_COPY_BYTES = 2 << 30
 GPU_PRODUCT_SIZE = 8192
 CPU_LONGEST_S = 1.2
@@ -119,7 +121,7 @@ def cache_bytes(torch: Any, device: str) -> int | None:
 def copy_work(on: Device) -> Call:
     """Return a copy and the bytes that it reads and writes."""
     count = on.copy_bytes // on.dtype.itemsize
-    source = on.torch.empty(count, dtype=on.dtype, device=on.name).normal_()
+    source = fill(on, count)
     target = on.torch.empty_like(source)
     return lambda: target.copy_(source), 2.0 * count * on.dtype.itemsize
 
@@ -127,8 +129,18 @@ def copy_work(on: Device) -> Call:
 def read_work(on: Device) -> Call:
     """Return a sum over as much as a copy reads and writes, and the bytes that it reads."""
     count = 2 * on.copy_bytes // on.dtype.itemsize
-    source = on.torch.empty(count, dtype=on.dtype, device=on.name).normal_()
+    source = fill(on, count)
     return lambda: source.sum(), float(count * on.dtype.itemsize)
+
+
+def fill(on: Device, count: int) -> Any:
+    """Return random-normal numbers, one block again and again: a CPU draws them far slower than it reads."""
+    filled = on.torch.empty(count, dtype=on.dtype, device=on.name)
+    block = filled[:BLOCK].normal_()
+    for start in range(BLOCK, count, BLOCK):
+        part = filled[start : start + BLOCK]
+        part.copy_(block[: len(part)])
+    return filled
 
 
 def product_work(on: Device) -> Call:
