@@ -105,9 +105,9 @@ def prepare(torch: Any, device: str, dtype: str) -> Device:
         return Device(torch, device, stored, wait, GPU_COPY_BYTES, GPU_PRODUCT_SIZE, WARM_LEAST_S, longest)
     cache = cache_bytes(torch, device) or UNKNOWN_CACHE_BYTES
     longest = CPU_LONGEST_S / (KINDS * BURSTS)
-    # Two buffers make up the copy: what is read and what is written.
-    # Two such buffers leave half of the free memory, where the caches of a large machine would take it all.
-    copied = min(CACHE_FACTOR * cache // 2, psutil.virtual_memory().available // 4)
+    # Two buffers make up the copy, what is read and what is written, and the read has as much once more: all
+    # four leave half of the free memory, where the caches of a large machine would take it all.
+    copied = min(CACHE_FACTOR * cache // 2, psutil.virtual_memory().available // 8)
     return Device(torch, device, stored, _nothing, copied, 1024, 0.0, longest)
 
 
