@@ -97,9 +97,10 @@ def compare(
     from workbench import compare as comparison
     from workbench.request import read
 
-    unused = {"--dry-run": dry_run, "--kernels": kernels, "--baseline": baseline}
-    for option in (name for name, given in unused.items() if given and against is not None):
-        raise UserError(f"--against judges each row by its own earlier one: leave out {option}")
+    given = {"--dry-run": dry_run, "--kernels": kernels, "--baseline": baseline}
+    unused = [name for name, value in given.items() if value]
+    if against is not None and unused:
+        raise UserError(f"--against judges each row by its own earlier one: leave out {unused[0]}")
     request = read(
         backends=backends,
         model=model,

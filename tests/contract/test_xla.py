@@ -76,12 +76,15 @@ def test_a_decode_step_makes_nothing_as_large_as_the_cache(open_family: OpenFami
 def test_a_step_leaves_the_whole_state_where_it_is(open_family: OpenFamily) -> None:
     """A step that wrote its logits elsewhere would have a GPU's command buffer updated before it runs."""
     engine = load(open_family("llama", "float32"))
-    places = [[each.unsafe_buffer_pointer() for each in jax.tree.leaves(engine.state)]]
-    for step in (engine.prefill, engine.decode):
-        step()
-        places.append([each.unsafe_buffer_pointer() for each in jax.tree.leaves(engine.state)])
-    assert places[1] == places[0]
-    assert places[2] == places[0]
+
+    def places() -> list[int]:
+        return [each.unsafe_buffer_pointer() for each in jax.tree.leaves(engine.state)]
+
+    before = places()
+    engine.prefill()
+    assert places() == before
+    engine.decode()
+    assert places() == before
     engine.close()
 
 

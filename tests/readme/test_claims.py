@@ -27,9 +27,8 @@ def named_files() -> list[str]:
     """Return each path of this repository in the whole text, and each bare file name in backticks."""
     paths = re.findall(rf"(?<![\w./-]){FOLDERS}[\w./-]*", TEXT)
     paths += [word for word in code() if re.fullmatch(r"[\w-]+\.(?:py|sh|toml)", word)]
-    return sorted(
-        {path.rstrip(".") for path in paths if "NAME" not in path} - {str(pythons.FILE)}
-    )  # a user's
+    of_the_user = {str(pythons.FILE)}
+    return sorted({path.rstrip(".") for path in paths if "NAME" not in path} - of_the_user)
 
 
 @pytest.mark.parametrize("path", named_files())
