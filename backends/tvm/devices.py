@@ -81,7 +81,8 @@ class Gpu:
         """Return an executable graph of one call, and the storage it works in."""
         before = [each.numpy() for each in advanced]
         for _ in range(self.WARM_UPS):
-            call()
+            with kept_storage():  # as for the capture: what a call gives back is not used again in it
+                call()
         self.sync()
         for each, value in zip(advanced, before, strict=True):
             each.copyfrom(value)
