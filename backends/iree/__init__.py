@@ -48,6 +48,8 @@ class Plan:
     """Those of every program besides."""
     tiled_rows: int | None
     """Tokens of all sequences from which a prefill is tiled; None: never."""
+    on_gpu: bool
+    """Whether that is a GPU."""
     graph: bool
     """Whether a GPU is given each program as one CUDA graph."""
     imported: bool
@@ -67,7 +69,9 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
         raise Unsupported("iree[stock] has no settings: leave out the other options")
     device, ptx = name_target(target)
     if "stock" in options:
-        return Plan(device, (), None, graph=False, imported=False, provenance=": ".join(["stock", *ptx]))
+        return Plan(
+            device, (), None, on_gpu, graph=False, imported=False, provenance=": ".join(["stock", *ptx])
+        )
     automatic = TILED_ROWS if target.dtype == "bfloat16" and not on_gpu else None
     tiled_rows = {"auto": automatic, "on": 0, "off": None}[tiling]
     settings = [OPTIMISED, *ptx]
@@ -75,7 +79,7 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
     settings += ["CUDA graphs"] if graph else []
     imported = options.get("import") == "torch"
     provenance = f"configured: {', '.join(settings)}"
-    return Plan(device, (OPTIMISED,), tiled_rows, graph, imported, provenance)
+    return Plan(device, (OPTIMISED,), tiled_rows, on_gpu, graph, imported, provenance)
 
 
 def name_target(target: Target) -> tuple[tuple[str, ...], list[str]]:
@@ -183,8 +187,10 @@ def compile_programs(config: DecoderConfig, shapes: Shapes, dtype: str, plan: Pl
     from backends.iree.imported import lower_import
     from backends.iree.ops import lower_definition
 
-    lower = lower_import if plan.imported else lower_definition
-    prefills, decode = lower(config, shapes, dtype)
+    if plan.imported:
+        prefills, decode = lower_import(config, shapes, dtype)
+    else:
+        prefills, decode = lower_definition(config, shapes, dtype, plan.on_gpu)
     flags = (*plan.target, CALLS, *plan.flags)
     tiled = [plan.tiled_rows is not None and shapes.batch * n >= plan.tiled_rows for n in shapes.prompts]
     sources = [

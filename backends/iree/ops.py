@@ -55,9 +55,24 @@ def attend_products(q: Array, k: Array, v: Array, seen: Array) -> Array:
 
     One batch dimension: with B and K apart the products are compiled to half the speed.
     """
-    scores = jnp.einsum("nqd,nsd->nqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    return product("nqs,nsd->nqd", weights.astype(v.dtype), v)
+    scores = jnp.einsum("nqd,nsd->nqs", q, k, preferred_element_type=jnp.float32)
+    return product("nqs,nsd->nqd", weigh(scores, seen, q).astype(v.dtype), v)
+
+
+def attend_sums(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """Attend as `attend_products` does, with each product written as a multiplication and a sum.
+
+    For a GPU and few queries: such a sum is compiled to a warp for each number, a product of so few rows to a
+    single thread for each of them, which walks through all positions.
+    """
+    wide_q, wide_k, wide_v = (each.astype(jnp.float32) for each in (q, k, v))
+    weights = weigh((wide_q[:, :, None] * wide_k[:, None]).sum(axis=-1), seen, q).astype(v.dtype)
+    return (weights.astype(jnp.float32)[..., None] * wide_v[:, None]).sum(axis=2).astype(v.dtype)
+
+
+def weigh(scores: Array, seen: Array, q: Array) -> Array:
+    """Return the softmax of scores [N, Q, S], scaled for heads as wide as those of q, where `seen`."""
+    return jax.nn.softmax(jnp.where(seen, scores * q.shape[-1] ** -0.5, -jnp.inf), axis=-1)
 
 
 class IreePrefill(IreeOps, Prefill):
@@ -80,6 +95,8 @@ class IreePrefill(IreeOps, Prefill):
 class IreeDecode(IreeOps, Decode):
     """One token at a position on the device; the start of a slice IREE would fetch to the host."""
 
+    attend_rows = staticmethod(attend_products)
+
     def write(self, cached: Array, new: Array, axes: str) -> Array:  # noqa: ARG002 (keys and values lie alike)
         """Scatter new [B, 1, K, Dh] to the rows at the position."""
         count, capacity, width = cached.shape
@@ -92,23 +109,34 @@ class IreeDecode(IreeOps, Decode):
     def attend_cached(self, q: Array, k: Array, v: Array, keys: Array, values: Array) -> Array:  # noqa: ARG002
         """Attend to the whole capacity, with what lies beyond the position masked."""
         filled = lax.broadcasted_iota(jnp.int32, (1, keys.shape[1]), 1) <= self.position
-        return attend_products(q.reshape(keys.shape[0], -1, q.shape[-1]), keys, values, filled)
+        return self.attend_rows(q.reshape(keys.shape[0], -1, q.shape[-1]), keys, values, filled)
 
 
-def decode_step(config: DecoderConfig, weights: dict[str, Array], rope: Rope, state: State) -> State:
+class IreeGpuDecode(IreeDecode):
+    """The same for a GPU."""
+
+    attend_rows = staticmethod(attend_sums)
+
+
+def decode_step(
+    ops: type[IreeDecode], config: DecoderConfig, weights: dict[str, Array], rope: Rope, state: State
+) -> State:
     """Run the state's token at its position; the angles are gathered, since a slice would go by the host."""
     angles = Rope(*(table.at[state.position[None]].get(mode="promise_in_bounds") for table in rope))
-    ops = IreeDecode(config, state.keys, state.values, angles, state.position)
-    logits, token = forward(ops, config, weights, state.token[:, None])
-    return State(logits, token, state.position + 1, ops.keys, ops.values)
+    made = ops(config, state.keys, state.values, angles, state.position)
+    logits, token = forward(made, config, weights, state.token[:, None])
+    return State(logits, token, state.position + 1, made.keys, made.values)
 
 
-def lower_definition(config: DecoderConfig, shapes: Shapes, dtype: str) -> tuple[list[str], str]:
+def lower_definition(
+    config: DecoderConfig, shapes: Shapes, dtype: str, on_gpu: bool
+) -> tuple[list[str], str]:
     """Return StableHLO of the prefills, in the order of the prompts, and of the decode step."""
     step = partial(prefill_step, IreePrefill, config)
+    decode = partial(decode_step, IreeGpuDecode if on_gpu else IreeDecode, config)
     tokens = {length: jax.ShapeDtypeStruct((shapes.batch, length), jnp.int32) for length in shapes.prompts}
     prefills = [lower(f"prefill_{n}", step, config, shapes, dtype, tokens[n]) for n in shapes.prompts]
-    return prefills, lower("decode", partial(decode_step, config), config, shapes, dtype)
+    return prefills, lower("decode", decode, config, shapes, dtype)
 
 
 def describe_definition(config: DecoderConfig, shapes: Shapes) -> Interface:

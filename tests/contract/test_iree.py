@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ pytest.importorskip("iree.runtime")
 from backends.iree.compiler import run_compiler  # noqa: E402 (iree may be missing)
 from backends.iree.engine import IreeEngine  # noqa: E402
 from backends.iree.imported import lower_import  # noqa: E402
-from backends.iree.ops import lower_definition  # noqa: E402
+from backends.iree.ops import IreeDecode, IreeGpuDecode, lower_definition  # noqa: E402
 
 SHAPES = Shapes(batch=2, prompts=(4, 8), capacity=23)
 TOKENS = np.random.default_rng(5).integers(0, 160, (2, 24), dtype=np.int32)
@@ -50,7 +51,11 @@ def inspect(program: str) -> str:
     return module[re.search(r"util\.func public @main\b", module).start() :]  # type: ignore[union-attr]
 
 
-LOWERINGS = {"definition": lower_definition, "torch": lower_import}
+LOWERINGS: dict[str, Callable[..., tuple[list[str], str]]] = {
+    "definition": partial(lower_definition, on_gpu=False),
+    "definition for a GPU": partial(lower_definition, on_gpu=True),
+    "torch": lower_import,
+}
 
 
 @pytest.fixture(params=LOWERINGS)
@@ -90,7 +95,7 @@ def test_a_start_that_goes_by_the_host_would_be_seen() -> None:
 
 def test_every_part_of_the_state_is_written_where_it_lies() -> None:
     backend.prepare()
-    prefills, decode = lower_definition(LLAMA, SHAPES, "float32")
+    prefills, decode = lower_definition(LLAMA, SHAPES, "float32", on_gpu=False)
     for program in (*prefills, decode):
         aliases = re.findall(r"%arg(\d+): \S+ \{tf\.aliasing_output = (\d+)", program)
         results = [int(result) for _, result in aliases]
@@ -185,6 +190,44 @@ def test_a_gpu_that_is_not_here_is_built_for(preset: str, architecture: str, ptx
     for module in (*artefact.payload.prefill.values(), artefact.payload.decode):
         assert set(re.findall(rb"\.target sm_(\w+)", module)) == {str(ptx).encode()}
     assert ("by PTX sm_89" in artefact.provenance) == (architecture == "sm_90")
+
+
+@pytest.mark.skipif(not CUDA, reason="this iree-compile has no target cuda")
+def test_no_thread_of_a_gpu_walks_through_the_cache_alone() -> None:
+    """Of a product of few rows the compiler leaves a workgroup's whole tile to a single thread."""
+    backend.prepare()
+    config = replace(PRESETS["llama-3.2-1b"], layers=1, vocab_size=512)
+    plan = backend.choose({}, Target("cuda:0", "bfloat16", "sm_90"))
+    flags = (*plan.target, *plan.flags, backend.CALLS, "--compile-to=executable-configurations")
+    tiled: dict[bool, list[str]] = {}
+    for on_gpu in (True, False):
+        program = lower_definition(config, Shapes(1, (64,), 1056), "bfloat16", on_gpu)[1]
+        configured = run_compiler(program, flags).decode()
+        products = re.findall(r"func\.func @\w*(mat(?:mul|vec)_like\w*)\(.*?pipeline<(\w+)>", configured)
+        assert len(products) == 7  # qkv, two of attention, out, gate and up, down, head
+        tiled[on_gpu] = [name for name, pipeline in products if pipeline != "VectorDistribute"]
+    assert tiled[True] == []
+    assert len(tiled[False]) == 2
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_a_gpu_is_given_attends_alike(
+    open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    weights = open_family("llama", dtype)
+    target = Target("cpu", dtype, "any")
+    monkeypatch.setattr(IreeDecode, "attend_rows", staticmethod(IreeGpuDecode.attend_rows))
+    iree, expected = registry.find("iree"), reference_logits(weights, TOKENS[:, :12])
+    engine = iree.load(iree.build(weights.config, SHAPES, target, {}), weights)
+    engine.stage(TOKENS[:, :8])
+    engine.prefill()
+    engine.poison(8)
+    for position in range(8, 12):
+        engine.feed(TOKENS[:, position])
+        engine.decode()
+        error = np.sqrt(np.mean((engine.logits() - expected[:, position]) ** 2) / np.mean(expected**2))
+        assert error < TOLERANCE[dtype], position
+    engine.close()
 
 
 @pytest.mark.skipif(not CUDA, reason="this iree-compile has no target cuda")
