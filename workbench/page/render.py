@@ -1,6 +1,7 @@
 """Put the page together: one file with its data, its drawings and what draws them."""
 
 import gzip
+import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from workbench.page.times import time_cards
 from workbench.progress import Progress
 from workbench.selection import Setting
 
+COMPACT: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}
 ASSETS = Path(__file__).parent / "assets"
 GUESS_S = 0.05
 """Seconds that the builds of one workload take to weigh, before the first is known."""
@@ -35,7 +37,8 @@ def render(settings: Sequence[Setting], progress: Progress) -> bytes:
     progress.expect(len(sections), GUESS_S)
     shown = contents(settings, sections, progress.advance)
     progress.say("writing the page")
-    return environment().get_template("page.html").render(**shown, charts=CHARTS, library=library()).encode()
+    data, library = pack(json.dumps(drawn(shown), **COMPACT)), pack(vega())
+    return environment().get_template("page.html").render(**shown, data=data, library=library).encode()
 
 
 def contents(settings: Sequence[Setting], sections: Sequence[Section], advance: Callable[[], None]) -> Json:
@@ -69,21 +72,29 @@ def options(rows: Sequence[Row], name: str) -> list[str]:
     return sorted(found, key=lambda text: (int(text) if text.isdecimal() else 0, text))
 
 
-def library() -> str:
-    """Return Vega-Lite and what draws it, a script that fetches nothing, as gzip in base64: half its size."""
-    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    return b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+def drawn(shown: Json) -> Json:
+    """Return what the page's script draws: specifications, the data of each card by its name, samples."""
+    named = {f"{name}-{at}": card for name, cards in shown["groups"].items() for at, card in enumerate(cards)}
+    cards = {name: card.as_json() for name, card in named.items()}
+    return {"charts": CHARTS, "cards": cards, "samples": shown["samples"]}
+
+
+def vega() -> str:
+    """Return Vega-Lite and what draws it, a script that fetches nothing."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def pack(text: str) -> str:
+    """Write a text as gzip in base64: scripts by half, numbers to a third."""
+    return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def environment() -> Environment:
     """Return the templates; what records say is escaped in them."""
-    made = Environment(
+    return Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    policy: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}
-    made.policies["json.dumps_kwargs"] = policy
-    return made

@@ -1,7 +1,10 @@
-const packed = Uint8Array.from(atob(document.getElementById("library").textContent), (byte) => byte.charCodeAt(0));
-const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-new Function(await new Response(unpacked).text())(); // gives window.vegaEmbed
-const { charts, cards, samples } = JSON.parse(document.getElementById("data").textContent);
+async function unpack(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (byte) => byte.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+
+new Function(await unpack("library"))(); // gives window.vegaEmbed
+const { charts, cards, samples } = JSON.parse(await unpack("data"));
 const table = document.getElementById("table");
 const filters = document.getElementById("filters");
 const views = new Map(); // what each figure shows now
