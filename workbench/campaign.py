@@ -55,7 +55,7 @@ class Campaign:
         self.store = store
         self.progress = progress
         self.limits = limits
-        self.logs = cache_root() / "logs" / slug(device.device)
+        self.logs = cache_root() / "logs" / slug((device.is_gpu and device.uuid) or device.device)
         self.ceilings: Json | None = None
         """As last measured."""
         self.todo: list[Entry] = []
@@ -73,7 +73,9 @@ class Campaign:
         self.todo = todo = [entry for entry in entries if entry.record is None]
         repeats = range(self.settings.repeats)
         missing = sum(entry.lacks(repeat) for entry in todo for repeat in repeats)
-        self.progress.expect(missing, PROCESS_S + 2 * self.settings.budget_s)
+        rounds = sum(any(entry.lacks(repeat) for entry in todo) for repeat in repeats)
+        looks = rounds + 1 if rounds else 0
+        self.progress.expect(missing + looks, PROCESS_S + 2 * self.settings.budget_s)
         if missing:
             self.make_golden([entry.group for entry in todo])
         for repeat in repeats:
@@ -244,6 +246,7 @@ class Campaign:
         if outcome.result is None:
             self.progress.warn(f"the machine's ceilings could not be measured: {outcome.reason}")
         self.ceilings = outcome.result or {}
+        self.progress.advance()
         return self.ceilings
 
     def golden_path(self, lengths: Lengths, rows: int) -> Path:

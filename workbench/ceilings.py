@@ -73,7 +73,7 @@ def measure_ceilings(job: CeilingsJob) -> dict[str, Any]:
 
     on = prepare(torch, job.device, job.dtype)
     with torch.no_grad():
-        works = copy_work(on), read_work(on), product_work(on)
+        works = *memory_works(on), product_work(on)
         copying, reading, multiplying = (first_rate(on, work) for work in works)
         first = Work(bytes=round(reading), flops=round(multiplying))
         memory, products = (bursts(each, first, on.longest_s) for each in (job.bandwidth, job.product))
@@ -105,9 +105,9 @@ def prepare(torch: Any, device: str, dtype: str) -> Device:
         return Device(torch, device, stored, wait, GPU_COPY_BYTES, GPU_PRODUCT_SIZE, WARM_LEAST_S, longest)
     cache = cache_bytes(torch, device) or UNKNOWN_CACHE_BYTES
     longest = CPU_LONGEST_S / (KINDS * BURSTS)
-    # Two buffers make up the copy, what is read and what is written, and the read has as much once more: all
-    # four leave half of the free memory, where the caches of a large machine would take it all.
-    copied = min(CACHE_FACTOR * cache // 2, psutil.virtual_memory().available // 8)
+    # What is read and what is written leave half of the free memory, where the caches of a large machine
+    # would take it all.
+    copied = min(CACHE_FACTOR * cache // 2, psutil.virtual_memory().available // 4)
     return Device(torch, device, stored, _nothing, copied, 1024, 0.0, longest)
 
 
@@ -118,19 +118,13 @@ def cache_bytes(torch: Any, device: str) -> int | None:
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def copy_work(on: Device) -> Call:
-    """Return a copy and the bytes that it reads and writes."""
+def memory_works(on: Device) -> tuple[Call, Call]:
+    """Return a copy and the bytes it reads and writes, and a sum over all of these, which reads as many."""
     count = on.copy_bytes // on.dtype.itemsize
-    source = fill(on, count)
-    target = on.torch.empty_like(source)
-    return lambda: target.copy_(source), 2.0 * count * on.dtype.itemsize
-
-
-def read_work(on: Device) -> Call:
-    """Return a sum over as much as a copy reads and writes, and the bytes that it reads."""
-    count = 2 * on.copy_bytes // on.dtype.itemsize
-    source = fill(on, count)
-    return lambda: source.sum(), float(count * on.dtype.itemsize)
+    both = fill(on, 2 * count)
+    source, target = both[:count], both[count:]
+    amount = 2.0 * count * on.dtype.itemsize
+    return (lambda: target.copy_(source), amount), (lambda: both.sum(), amount)
 
 
 def fill(on: Device, count: int) -> Any:

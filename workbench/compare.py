@@ -40,15 +40,14 @@ def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = lis
         contestants = invite(request, settings)
         source = prepare(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
-        with DeviceLock(device, LOCKS):
-            engines = find_engines(request, settings, device, contestants, groups, progress)
-            entries = select(
-                enter(settings, device, source, store, contestants, groups, request.again, engines)
-            )
-            if request.again:
-                for entry in entries:
-                    store.forget(device.name, entry.key)
-            Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
+        engines = find_engines(request, settings, device, contestants, groups, progress)
+        entries = select(enter(settings, device, source, store, contestants, groups, request.again, engines))
+        if any(entry.record is None for entry in entries):
+            with DeviceLock(device, LOCKS):
+                if request.again:
+                    for entry in entries:
+                        store.forget(device.name, entry.key)
+                Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
     return [entry.record for entry in entries if entry.record is not None]
 
 

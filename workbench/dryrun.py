@@ -36,6 +36,8 @@ GUESSES = {
 }
 """Bytes and FLOPs a second that a usual device of a kind reaches in this work."""
 
+HEADINGS = ("backend", "phase", "batch", "length", "state", "time (estimate)", "memory (at least)")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -117,13 +119,27 @@ def write(rows: Sequence[Estimate], form: str) -> None:
         writer = csv.DictWriter(sys.stdout, list(Estimate.__dataclass_fields__), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+    elif form == "md":
+        lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+        print(*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows), "", sum_up(rows), sep="\n")
     else:
         console = stdout()
-        table = Table("backend", "phase", "batch", "length", "state", "time (estimate)", "memory (at least)")
+        table = Table(*HEADINGS)
         for row in rows:
-            cells = (row.phase, str(row.batch), str(row.length), row.state, units.duration(row.time_s))
-            table.add_row(row.backend, *cells, units.size(row.memory_bytes))
+            table.add_row(*cells(row))
         console.print(table)
-        total = units.duration(sum(row.time_s for row in rows))
-        memory = units.size(max((row.memory_bytes for row in rows), default=0))
-        console.print(f"about {total} in all, at least {memory} of memory at a time; nothing was measured")
+        console.print(sum_up(rows))
+
+
+def cells(row: Estimate) -> tuple[str, ...]:
+    """Write a row's cells in the order of HEADINGS."""
+    size, length = str(row.batch), str(row.length)
+    state, needs = row.state, units.size(row.memory_bytes)
+    return row.backend, row.phase, size, length, state, units.duration(row.time_s), needs
+
+
+def sum_up(rows: Sequence[Estimate]) -> str:
+    """Say what all rows take together."""
+    total = units.duration(sum(row.time_s for row in rows))
+    memory = units.size(max((row.memory_bytes for row in rows), default=0))
+    return f"about {total} in all, at least {memory} of memory at a time; nothing was measured"

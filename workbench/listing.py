@@ -25,7 +25,7 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
     for name, probe in probes.items():
         table.add_row(
             name,
-            "yes" if probe.usable else "; ".join(filter(None, (f"no: {probe.reason}", probe.install))),
+            "yes" if probe.usable else "no",
             ", ".join(probe.devices),
             ", ".join(probe.dtypes),
             ", ".join(f"{package} {version}" for package, version in probe.versions.items()),
@@ -33,6 +33,10 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
             style="" if probe.usable else "dim",
         )
     console.print(table)
+    for name, probe in probes.items():
+        if not probe.usable:  # in one piece, to be copied
+            why = "; ".join(filter(None, (probe.reason, probe.install)))
+            console.print(f"{name}: {why}", soft_wrap=True, markup=False, highlight=False)
 
 
 def options_of(name: str) -> str:

@@ -59,6 +59,7 @@ def test_runs_of_the_same_code_are_no_rows_of_a_report(tmp_path: Path) -> None:
         {"phase": "prefill", "clock": "drained"},
         {"status": "crashed", "time_s": None},
         {"count": 9},
+        {"engine": {"key": "k", "untuned": True}},
     ],
 )
 def test_what_tells_nothing_of_the_row_is_not_taken_and_the_command_is_named(changes: dict[str, Any]) -> None:

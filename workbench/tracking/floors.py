@@ -46,7 +46,10 @@ def known_floor(record: Record, calibrated: Sequence[Record]) -> float | None:
     latest = {
         (each.name, each.model, each.dtype, workload_of(each)): each
         for each in calibrated
-        if each.timed and len(each.processes) >= LEAST_CALIBRATION and same_machine(each, record)
+        if each.timed
+        and not each.untuned
+        and len(each.processes) >= LEAST_CALIBRATION
+        and same_machine(each, record)
     }
     own = latest.get((record.name, record.model, record.dtype, workload_of(record)))
     if own is not None:

@@ -34,6 +34,16 @@ def test_ceilings_are_looked_at_before_between_and_after_the_rounds(workers: Wor
     assert entries[0].record.ceilings["bandwidth_bytes_per_s"]["median"] == 1e12
 
 
+def test_looks_at_the_ceilings_are_pieces_of_the_work_that_is_shown(workers: Workers, call: Call) -> None:
+    call(["a", "b"], repeats=3)
+    (task,) = call.progress.bar.tasks
+    assert task.completed == task.total == 2 * 2 * 3 + 4
+    call(["a", "b"], repeats=3)
+    (task,) = call.progress.bar.tasks
+    assert task.completed == task.total == 0
+    assert len(workers.looks) == 4
+
+
 def test_ceilings_are_looked_at_in_bursts_like_the_samples_of_each_phase(
     workers: Workers, call: Call
 ) -> None:

@@ -75,6 +75,8 @@ class Call:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.warnings: list[str] = []
+        self.progress = Progress(Console(quiet=True))
+        """Of the last call."""
 
     def __call__(
         self,
@@ -90,8 +92,8 @@ class Call:
         contestants = [Contestant(name, {}, "python", PROBE) for name in names]
         groups = plan(source.config, workload)
         entries = enter(settings, device, source, store, contestants, groups, again)
-        progress = Progress(Console(quiet=True))
-        Campaign(settings, device, source, store, progress, again=again).measure(entries)
+        self.progress = Progress(Console(quiet=True))
+        Campaign(settings, device, source, store, self.progress, again=again).measure(entries)
         for entry in entries:
             assert entry.record is not None
             assert from_json(to_json(entry.record)) == entry.record
