@@ -115,7 +115,7 @@ def test_checkpoint_saved_by_transformers_gets_verified_rows_for_both_phases(
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "checkpoint")
     lengths = ("--prompt", "16", "--context", "32", "--repeats", "1", "--format", "json")
-    done = workbench("compare", "--model", "checkpoint", "--backends", "eager,compile", *lengths)
+    done = workbench("compare", "--model", "checkpoint", "--backends", "eager,onnxruntime", *lengths)
     assert done.returncode == 0, done.stderr
     rows = rows_of(done)
     assert len(rows) == 4
