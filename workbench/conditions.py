@@ -34,6 +34,8 @@ CLOCK_FALL = 0.03
 """Of the clock; as much as makes a row's own halves differ."""
 HALVES_LEAST = 8
 """Samples below which halves say nothing of a clock."""
+COURSE = 16
+"""Moments, evenly spread, that are kept of what was seen."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,15 @@ class Sighting:
     utilisation_percent: int | None
     reasons: int | None
     """NVML's bits of why the clock is no higher."""
+    at_s: float = 0.0
+    """The moment, in seconds from an arbitrary start."""
 
 
 def summarise(seen: Sequence[Sighting]) -> Json:
     """Describe what was seen while a row was timed, in order; empty if nothing was.
 
     `reasons` has the share of the samples with each bit set; `halves` are the medians of the earlier
-    and the later half.
+    and the later half; `course` is what a few moments showed, in seconds from the first.
     """
     if not seen:
         return {}
@@ -65,6 +69,7 @@ def summarise(seen: Sequence[Sighting]) -> Json:
         "temperature_c": _spread([each.temperature_c for each in seen]),
         "utilisation_percent": _spread([each.utilisation_percent for each in seen]),
         "reasons": _reasons([each.reasons for each in seen if each.reasons is not None]),
+        "course": _course(seen),
     }
 
 
@@ -113,6 +118,18 @@ def _spread(values: Sequence[float | None], halves: bool = False) -> Json | None
     if halves and len(known) >= HALVES_LEAST:
         found["halves"] = [median(known[:middle]), median(known[middle:])]
     return found
+
+
+def _course(seen: Sequence[Sighting]) -> Json | None:
+    if all(each.sm_mhz is None and each.power_w is None for each in seen):
+        return None
+    count = min(COURSE, len(seen))
+    kept = [seen[round(place * (len(seen) - 1) / max(count - 1, 1))] for place in range(count)]
+    return {
+        "at_s": [round(each.at_s - seen[0].at_s, 2) for each in kept],
+        "sm_mhz": [each.sm_mhz for each in kept],
+        "power_w": [None if each.power_w is None else round(each.power_w) for each in kept],
+    }
 
 
 def _reasons(bits: Sequence[int]) -> dict[str, float] | None:

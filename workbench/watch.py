@@ -113,6 +113,7 @@ def look_at(opened: Any, handle: Any) -> Sighting:
         temperature_c=nvml.ask(opened, "nvmlDeviceGetTemperature", handle, opened.NVML_TEMPERATURE_GPU),
         utilisation_percent=nvml.utilisation_percent(opened, handle),
         reasons=nvml.ask(opened, "nvmlDeviceGetCurrentClocksEventReasons", handle),
+        at_s=time.monotonic(),
     )
 
 

@@ -12,6 +12,7 @@ HOSTILE = "</script><script>document.title = 'taken'</script>"
 CLOCKS = {
     "sm_mhz": {"low": 1500, "median": 1900, "high": 1980, "halves": [1950, 1900]},
     "memory_mhz": {"low": 3201, "median": 3201, "high": 3201, "halves": [3201, 3201]},
+    "course": {"at_s": [0.0, 0.5, 1.0], "sm_mhz": [1980, 1900, 1500], "power_w": [500, 690, None]},
 }
 KERNELS = {
     "busy_s": 0.9,

@@ -13,7 +13,7 @@ from tests.cli.records import rich_records, write_records
 
 ENTER = "\ue007"
 """The key, as drivers are told of it."""
-SAMPLES = ("order", "distribution", "clocks")
+SAMPLES = ("order", "distribution", "clocks", "course")
 ROWS = "#table tbody tr"
 SHOWN = f"{ROWS}:not([hidden])"
 DRAWINGS = """
@@ -230,6 +230,12 @@ def test_samples_and_clocks_of_a_chosen_row_are_drawn_with_their_data(browser: B
     assert [row.text for row in find(browser, "#clocks tbody tr")][:2] == [
         "1 SM 1500 1900 1980 1950 1900",
         "1 memory 3201 3201 3201 3201 3201",
+    ]
+    find(browser, "#course summary")[0].send_keys(ENTER)
+    assert [row.text for row in find(browser, "#course tbody tr")][1:4] == [
+        "1 0.5 1900 690",
+        "1 1 1500 -",
+        "2 0 1980 500",
     ]
     find(browser, "#order summary")[0].send_keys(ENTER)
     assert len(find(browser, "#order tbody tr")) == 60

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from workbench.conditions import Sighting, advise, slow_down, summarise
+from workbench.conditions import COURSE, Sighting, advise, slow_down, summarise
 
 CALM = Sighting(1980, 3201, 400.0, 55, 100, 0)
 CAPPED = replace(CALM, sm_mhz=1395, power_w=699.0, reasons=0x4)
@@ -16,6 +16,16 @@ def test_a_summary_keeps_the_spread_the_halves_and_the_share_of_each_reason():
     assert found["sm_mhz"] == {"low": 1395, "median": 1687.5, "high": 1980, "halves": [1980, 1395]}
     assert found["power_w"] == {"low": 400.0, "median": 549.5, "high": 699.0}
     assert found["reasons"] == {"sw_power_cap": 0.5}
+
+
+def test_a_summary_keeps_a_few_moments_of_the_course():
+    falling = [replace(CALM, sm_mhz=1980 - at, at_s=7 + at / 20) for at in range(101)]
+    course = summarise(falling)["course"]
+    assert course["at_s"][0] == 0
+    assert course["at_s"][-1] == 5
+    assert course["sm_mhz"] == [1980 - round(20 * at) for at in course["at_s"]]
+    assert len(course["power_w"]) == COURSE
+    assert summarise([replace(CALM, power_w=None)])["course"]["power_w"] == [None]
 
 
 def test_nothing_seen_is_nothing_said():

@@ -196,6 +196,18 @@ def clocks() -> Json:
     )
 
 
-DRAWINGS = (times, pareto, roofline, break_even, kernels, order, distribution, clocks)
+def course() -> Json:
+    """Draw how the SM clock went while the row was timed, in each process."""
+    process = {"color": named("process", [], "process"), "order": number("at")}
+    return chart(
+        220,
+        mark("line", process, strokeWidth=2),
+        mark("point", process, filled=True, size=30, opacity=1, tooltip=TIP),
+        x=linear("at", "s", "since the first warm-up"),
+        y=number("mhz", scale={"zero": False}, axis={"title": "MHz"}),
+    )
+
+
+DRAWINGS = (times, pareto, roofline, break_even, kernels, order, distribution, clocks, course)
 CHARTS = {drawing.__name__: drawing() for drawing in DRAWINGS}
 """Each drawing's specification, by the name a card calls it."""

@@ -17,7 +17,7 @@ DRAWN = 30_000
 """Samples that one page draws at most, or nearly: beyond it each process has fewer."""
 LEAST = 40
 """Samples of a process that are drawn however many there are."""
-SEEN = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
+SEEN = ("sm_mhz", "memory_mhz", "power_w", "temperature_c", "course")
 """What of a process' conditions the page shows."""
 QUANTILES = 41
 """Points of a distribution's curve, from the least sample to the greatest."""

@@ -14,6 +14,7 @@ const CLOCKS = {
   process: "process", clock: "clock", low: "least MHz", median: "median MHz", high: "greatest MHz",
   earlier: "earlier half's median", later: "later half's median",
 };
+const COURSE = { process: "process", at: "seconds", mhz: "MHz", watts: "W" };
 let visible = new Set();
 let turn = 0; // how often the page was filtered
 
@@ -139,19 +140,22 @@ function offerSamples() {
 function drawSamples() {
   const row = Number(document.getElementById("pick").value || -1);
   const chosen = samples.find((each) => each.row === row);
-  for (const name of ["order", "distribution", "clocks"]) document.getElementById(name).hidden = true;
+  for (const name of ["order", "distribution", "clocks", "course"]) document.getElementById(name).hidden = true;
   document.getElementById("samples-text").textContent = chosen ? describe(chosen) : "No row here has samples.";
   if (!chosen) return;
-  const inOrder = [], shares = [];
+  const inOrder = [], shares = [], course = [];
   chosen.processes.forEach((run, index) => {
     const process = index + 1;
     run.samples.forEach((time, place) => inOrder.push({ process, at: run.at?.[place] ?? place, time }));
+    const seen = run.clocks?.course;
+    seen?.at_s.forEach((at, place) => course.push({ process, at, mhz: seen.sm_mhz[place], watts: seen.power_w[place] }));
     run.quantiles.forEach((time, place) => shares.push({ process, time, share: place / (run.quantiles.length - 1) }));
   });
   show("order", ORDER, { rows: inOrder });
   show("distribution", DISTRIBUTION, { rows: shares });
   const [ranges, halves] = clocksOf(chosen);
   if (ranges.length) show("clocks", CLOCKS, { rows: ranges, halves });
+  if (course.length) show("course", COURSE, { rows: course });
 }
 
 function describe(chosen) {
