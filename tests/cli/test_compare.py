@@ -18,6 +18,7 @@ from workbench.record import from_json
 from workbench.store import slug
 
 PLUGINS = ROOT / "tests" / "plugins"
+MAIN_JOB = ("compare", "--backends", "eager,compile", "--repeats", "2")
 QUICK = ("--phases", "decode", "--context", "32", "--repeats", "1")
 
 Json = dict[str, Any]
@@ -46,7 +47,7 @@ def measured(environment: dict[str, str], tmp_path_factory: pytest.TempPathFacto
 
 
 def test_main_job_verifies_times_and_compares_both_phases(workbench: Run, tmp_path: Path) -> None:
-    done = workbench("compare", "--backends", "eager,compile", "--repeats", "2", "--format", "json")
+    done = workbench(*MAIN_JOB, "--format", "json")
     assert done.returncode == 0, done.stderr
     rows = rows_of(done)
     assert {(row["phase"], row["backend"]) for row in rows} == {
@@ -73,14 +74,15 @@ def test_main_job_verifies_times_and_compares_both_phases(workbench: Run, tmp_pa
 
 def check_second_call_reads_what_is_there(workbench: Run, rows: list[Json]) -> None:
     start = time.monotonic()
-    done = workbench("compare", "--backends", "eager,compile", "--repeats", "2", "--format", "json")
+    done = workbench(*MAIN_JOB, "--format", "json")
     assert time.monotonic() - start < 30
     assert {row["run"] for row in rows_of(done)} == {rows[0]["run"]}
-    table = workbench("compare", "--backends", "eager,compile")
+    table = workbench(*MAIN_JOB)
     assert table.returncode == 0
     assert table.stdout.startswith("Held equal:")
+    assert rows[0]["run"] in table.stdout
     assert table.stderr == ""
-    plan = workbench("compare", "--backends", "eager,compile", "--dry-run", "--format", "json")
+    plan = workbench(*MAIN_JOB, "--dry-run", "--format", "json")
     assert {row["state"] for row in json.loads(plan.stdout)} == {"measured"}
 
 
