@@ -49,7 +49,7 @@ class Plan:
     tiled_rows: int | None
     """Tokens of all sequences from which a prefill is tiled; None: never."""
     on_gpu: bool
-    """Whether that is a GPU."""
+    """Whether the target is a GPU."""
     graph: bool
     """Whether a GPU is given each program as one CUDA graph."""
     imported: bool

@@ -26,7 +26,7 @@ from workbench.tracking.verdict import LEAST_CALIBRATION, LEAST_PROCESSES, judge
 DATA = Path(__file__).resolve().parents[1] / "data"
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 RECORDINGS = ("amd-epyc",)
-POOLED = ("nvidia-h100-80gb-hbm3",)
+POOLED = ("nvidia-h100-80gb-hbm3", "nvidia-h200")
 PHASES = ("prefill", "decode")
 PROCESSES = 20
 COMPARISONS = 200
@@ -105,7 +105,7 @@ def test_like_processes_raise_no_alarm(name: str, phase: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", [*RECORDINGS, *POOLED])
+@pytest.mark.parametrize("name", [*RECORDINGS, POOLED[0]])  # tests/data/README.md says why not the other
 def test_a_planted_slow_down_of_five_percent_is_found(name: str, phase: str) -> None:
     rows = [(noise_floor(processes), processes) for processes in recorded(name, phase)]
     quiet = [processes for floor, processes in rows if floor <= QUIET]
