@@ -120,8 +120,7 @@ def write(rows: Sequence[Estimate], form: str) -> None:
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     elif form == "md":
-        lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-        print(*lines, *("| " + " | ".join(cells(row)) + " |" for row in rows), "", sum_up(rows), sep="\n")
+        print(*units.markdown_table(HEADINGS, map(cells, rows)), "", sum_up(rows), sep="\n")
     else:
         console = stdout()
         table = Table(*HEADINGS)

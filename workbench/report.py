@@ -222,11 +222,8 @@ def markdown(report: Report) -> str:
     lines = [f"- {line}" for line in held_equal(report.records)] if report.records else []
     for section in report.sections():
         lines += ["", f"**{title(section[0][0])}**", ""]
-        lines += ["| " + " | ".join(headers(section)) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += [
-            "| " + " | ".join(" ".join(cell).strip() for cell in cells(record, ratio)) + " |"
-            for record, ratio in section
-        ]
+        rows = [[" ".join(cell).strip() for cell in cells(record, ratio)] for record, ratio in section]
+        lines += units.markdown_table(headers(section), rows)
         lines += ["", name_winner(rows_of(section)), *([""] if room(section) else []), *room(section)]
         if report.kernels:
             lines += ["", "```text", *kernel_lines(rows_of(section)), "```"]

@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and tables of them in Markdown."""
+
+from collections.abc import Iterable, Sequence
 
 TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 RATE_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -63,3 +65,9 @@ def duration(value: float) -> str:
     """Write a coarse time: `2 min 05 s`."""
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Write a table as lines of Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, *rows)]
+    return [lines[0], "|" + "---|" * len(headings), *lines[1:]]

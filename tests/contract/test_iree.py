@@ -34,6 +34,11 @@ OpenFamily = Callable[[str, str], Weights]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "float16": 0.003}
 
 
+def error_of(engine: IreeEngine, expected: np.ndarray, position: int) -> float:
+    """Return the error of an engine's logits at a position, as a share of those expected."""
+    return float(np.sqrt(np.mean((engine.logits() - expected[:, position]) ** 2) / np.mean(expected**2)))
+
+
 def load(weights: Weights, name: str = "iree") -> IreeEngine:
     found, options = registry.parse(name)
     iree = registry.find(found)
@@ -136,8 +141,7 @@ def test_every_way_in_gives_the_reference_logits(
     engine, expected = load(weights, name), reference_logits(weights, TOKENS[:, :12])
 
     def check(position: int) -> None:
-        error = np.sqrt(np.mean((engine.logits() - expected[:, position]) ** 2) / np.mean(expected**2))
-        assert error < TOLERANCE[dtype], position
+        assert error_of(engine, expected, position) < TOLERANCE[dtype], position
 
     engine.stage(TOKENS[:, :8])
     engine.prefill()
@@ -224,8 +228,7 @@ def test_what_a_gpu_is_given_attends_alike(
     for position in range(8, 12):
         engine.feed(TOKENS[:, position])
         engine.decode()
-        error = np.sqrt(np.mean((engine.logits() - expected[:, position]) ** 2) / np.mean(expected**2))
-        assert error < TOLERANCE[dtype], position
+        assert error_of(engine, expected, position) < TOLERANCE[dtype], position
     engine.close()
 
 

@@ -99,8 +99,7 @@ def markdown(rows: Sequence[Judged], name: str) -> str:
     """Write the same as Markdown."""
     lines = [f"- {line}" for line in held_equal([each.record for each in rows])]
     lines += ["", f"**against {name}**", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(each)) + " |" for each in rows]
+    lines += units.markdown_table(COLUMNS, map(cells, rows))
     return "\n".join([*lines, "", *(f"- {line}" for line in remarks(rows))])
 
 
