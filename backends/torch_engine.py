@@ -210,8 +210,12 @@ class TorchEngine:
             self.state.cache.poison(length)
 
     def logits(self) -> np.ndarray:
-        """Return the last step's logits [B, V] as float32 on the host."""
-        host: np.ndarray = self.state.logits.to("cpu", torch.float32, copy=True).numpy()
+        """Return the last step's logits [B, V] as float32 on the host.
+
+        They are converted where they are: the host's threads would do it in a moment, and then spin beside
+        whoever launches the next step, which made a step of the checks on a GPU take 8 ms instead of 1.4.
+        """
+        host: np.ndarray = self.state.logits.to(torch.float32, copy=True).cpu().numpy()
         return host
 
     def sync(self) -> None:
