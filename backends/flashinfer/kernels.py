@@ -4,12 +4,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from backends.contract import Target, Unsupported
+from backends.flashinfer.toolkit import completed_toolkit
 from models.config import DecoderConfig
 
 PAGE = 16
@@ -51,22 +51,9 @@ def compile_kernels(config: DecoderConfig, target: Target, decode: str) -> None:
     specs = list_kernels(config, target, decode)
     from flashinfer.jit import build_jit_specs
 
-    offer_headers()
-    build_jit_specs(specs)
+    with completed_toolkit():
+        build_jit_specs(specs)
     offer({spec.name: spec.get_library_path() for spec in specs})
-
-
-def offer_headers() -> None:
-    """Let the compilers find the headers of CUDA's libraries that torch's wheels bring, where no others are.
-
-    FlashInfer includes those of cuBLAS, and a toolkit may have come without them.
-    """
-    nvidia = find_spec("nvidia")
-    places = nvidia.submodule_search_locations if nvidia else None
-    found = sorted(str(path) for place in places or () for path in Path(place).glob("cu*/include"))
-    # Searched after all that a command line names.
-    named = filter(None, os.environ.get("CPLUS_INCLUDE_PATH", "").split(os.pathsep))
-    os.environ["CPLUS_INCLUDE_PATH"] = os.pathsep.join(dict.fromkeys([*named, *found]))
 
 
 def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any]:
