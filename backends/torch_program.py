@@ -71,6 +71,10 @@ class ExportedOps(TorchOps):
         """
         return F.linear(x[:, x.shape[1] - 1], weight)
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Choose the greedy next token of each row, int32 [B]; ONNX Runtime does not of bfloat16."""
+        return super().argmax(logits.float())
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """Compute silu(gate) * up in float32, rounded once."""
         gate, up = gate_up.chunk(2, dim=-1)

@@ -170,11 +170,11 @@ class Campaign:
             self.complain(error)
 
     def remember(self, entry: Entry, result: RowResult) -> None:
-        """Keep what a cold build took with the caches it filled."""
-        if not result.cold or result.build_s is None:
+        """Keep what a build took with the caches it filled, which an engine built ahead may have as well."""
+        if result.cold is False or result.build_s is None:
             return
         try:
-            remember_build(self.build_folder(entry.contestant, entry.group, None), result.build_s)
+            remember_build(self.build_folder(entry.contestant, entry.group, entry.engine), result.build_s)
         except OSError as error:
             self.progress.warn(f"the next comparison builds {entry.contestant.name} cold: {error.strerror}")
 

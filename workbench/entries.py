@@ -43,8 +43,11 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Name of the row's side files."""
-        return row_key(self.blank)
+        """Name of the row's side files, however many processes it is to have: those of a comparison that was
+        cut off serve one of fewer, or of more.
+        """
+        held = {name: value for name, value in self.blank.protocol.items() if name != "processes"}
+        return row_key(replace(self.blank, protocol=held))
 
     def lacks(self, repeat: int) -> bool:
         """Whether this process is still to be run."""
@@ -95,8 +98,8 @@ def recall(entry: Entry, known: dict[str, Record], store: Store, again: bool) ->
         entry.record = replace(blank, status=obstacle[0], reason=obstacle[1])
     elif again:
         return
-    elif entry.key in known and known[entry.key].timed:
-        entry.record = known[entry.key]
+    elif (row := known.get(row_key(blank))) and row.timed:
+        entry.record = row
     else:
         processes = range(blank.protocol["processes"])
         kept = store.kept(gpu, entry.key)

@@ -24,9 +24,7 @@ TUNED_DECODE: dict[str, bool | int] = {
     "realize_reads_threshold": 1,
     "realize_opcount_threshold": 8,
     "combo_kernels": True,  # what turns q, turns k into the cache and puts v there is one launch
-    # Kernels kept with a program are those from before the search, which a later process then repeats
-    # wherever it began at one candidate (torch 2.11): it took 13 of the 18 s of a build with warm caches.
-    "bundle_triton_into_fx_graph_cache": False,
+    "bundle_triton_into_fx_graph_cache": False,  # what it keeps is from before the search: `keep_searched`
 }
 """Inductor's settings for decode on a GPU, of those tried (compile_settings.txt in results/). Prefill
 is fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""

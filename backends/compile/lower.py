@@ -1,7 +1,9 @@
 """The steps of `compile` as programs of torch.compile, whose inputs are all they read, the weights too."""
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,18 @@ ATTENTION: dict[str, type[DeviceDecode]] = {
 }
 
 
+def keep_searched() -> None:
+    """Let a process with warm caches take each kernel as the search of an earlier one left it.
+
+    What was searched is marked, and the mark is lost on the way from another process that compiles: Triton's
+    configurations do not keep it (torch 2.11, triton 3.6). The search would begin anew, and took 12 of the
+    18 s of a build. Where a search has been there is little left to compile, here.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if folder and any(Path(folder).rglob("*.best_config")):
+        torch._inductor.config.compile_threads = 1
+
+
 def lower_stock(state: State) -> Steps:
     """Compile what `eager` runs, and nothing else: the length is a number of the host, which torch.compile
     takes for a constant first and for a symbol once it changes.
@@ -51,6 +65,7 @@ def compile_steps(state: State, plan: Plan) -> tuple[Callable[..., None], Callab
 
     Prefill takes tokens [B, T], and both what makes a step's operations, for prefill `Prefill` unless given.
     """
+    keep_searched()
     # One entry for each prompt length, data type and batch of the process; beyond the limit it would fail.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1024
     settings = dict(torch._inductor.list_mode_options(plan.mode)) if plan.mode else {}

@@ -46,6 +46,19 @@ def test_an_import_says_what_it_needs(open_family: OpenFamily, monkeypatch: pyte
         )
 
 
+def test_an_import_chooses_tokens_in_float32(open_family: OpenFamily) -> None:
+    """No provider has an ArgMax of bfloat16."""
+    for model in model_bytes(build(open_family("llama", "bfloat16"), "onnxruntime[import=torch]").payload):
+        graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
+        types = {each.name: each.type.tensor_type.elem_type for each in graph.value_info}
+        (chooses,) = (node for node in graph.node if node.op_type == "ArgMax")
+        assert types[chooses.input[0]] == onnx.TensorProto.FLOAT
+
+
+def model_bytes(programs: Any) -> list[bytes]:
+    return [programs.decode, *programs.prefills.values()]
+
+
 def test_an_artefact_says_how_the_model_got_there(open_family: OpenFamily) -> None:
     artefacts = [build(open_family("llama", "float32"), name) for name in WAYS]
     assert [each.definition for each in artefacts] == ["common", "common", "imported"]

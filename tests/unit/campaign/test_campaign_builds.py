@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from tests.unit.campaign.workers import Call, Workers, report_all, result
+from tests.unit.engines import put, recipe
 from workbench import builds, campaign
 from workbench import entries as rows_on_the_way
 from workbench import job as jobs
+from workbench.building.store import EngineStore
 from workbench.job import MeasureJob
 from workbench.plan import Workload
 from workbench.process import Outcome
@@ -72,6 +74,25 @@ def test_later_comparison_of_an_engine_is_warm_and_says_when_it_was_built_cold(
         measured = entry.record.build_s.pop("cold_measured")
         assert datetime.fromisoformat(measured).tzinfo is not None
         assert entry.record.build_s == {"cold": 3.0, "warm": 3.0}
+
+
+def test_what_processes_compile_beside_an_engine_built_ahead_is_compiled_once(
+    workers: Workers, call: Call
+) -> None:
+    found: list[bool] = []
+
+    def compile_rest(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        (folder,) = (call.root / "cache" / "builds").iterdir()
+        found.append((folder / "compiled").exists())
+        (folder / "compiled").touch()
+        return report_all(job, on_event)
+
+    workers.scripts["a"] = compile_rest
+    engine = put(EngineStore(call.root / "engines"), recipe())
+    for entry in call(["a"], repeats=3, engine=engine):
+        assert entry.record is not None
+        assert entry.record.build_s == {"cached": 3.0}
+    assert found == [False, True, True]
 
 
 def test_again_builds_cold_once(workers: Workers, call: Call) -> None:

@@ -120,6 +120,26 @@ def test_next_call_measures_only_the_processes_that_are_missing(workers: Workers
     assert {len(entry.record.processes) for entry in entries if entry.record} == {3}
 
 
+@pytest.mark.parametrize(("asked", "started"), [(2, 0), (3, 1), (4, 2)])
+def test_processes_of_a_comparison_that_was_cut_off_serve_one_of_fewer_or_of_more(
+    workers: Workers, call: Call, asked: int, started: int
+) -> None:
+    def cut_off(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        if len(workers.started) == 3:
+            raise KeyboardInterrupt
+        return report_all(job, on_event)
+
+    workers.scripts["a"] = cut_off
+    with pytest.raises(KeyboardInterrupt):
+        call(["a"], repeats=3)
+    del workers.scripts["a"]
+    workers.started.clear()
+    for entry in call(["a"], repeats=asked):
+        assert entry.record is not None
+        assert len(entry.record.processes) == entry.record.protocol["processes"] == asked
+    assert len(workers.started) == started
+
+
 def test_other_weights_are_refused(workers: Workers, call: Call) -> None:
     def load_others(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
         for row in job.group.rows:

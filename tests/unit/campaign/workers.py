@@ -9,6 +9,7 @@ from rich.console import Console
 from backends.contract import Probe
 from models.config import PRESETS
 from workbench import job as jobs
+from workbench.building.store import Engine
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant
 from workbench.entries import Entry, enter
@@ -85,13 +86,15 @@ class Call:
         repeats: int = 2,
         again: bool = False,
         device: Device = CPU,
+        engine: Engine | None = None,
     ) -> list[Entry]:
         settings = Settings("tiny", workload, "float32", device.device, repeats, 1.0)
         source = Source("tiny", self.root, PRESETS["tiny"], "abc")
         store = Store(self.root / "results", self.warnings.append)
         contestants = [Contestant(name, {}, "python", PROBE) for name in names]
         groups = plan(source.config, workload)
-        entries = enter(settings, device, source, store, contestants, groups, again)
+        ahead = {(name, group.shapes): engine for name in names for group in groups} if engine else {}
+        entries = enter(settings, device, source, store, contestants, groups, again, ahead)
         self.progress = Progress(Console(quiet=True))
         Campaign(settings, device, source, store, self.progress, again=again).measure(entries)
         for entry in entries:
