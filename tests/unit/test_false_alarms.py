@@ -3,8 +3,8 @@
 Each comparison takes ten processes of an A/A run for the noise floor and five others for each side, at
 random: what is judged never helped to set its own threshold. A change is planted by scaling one side.
 
-Of a machine that has no A/A run, the processes of its recorded rows stand for one: three like processes a
-row, each as it lay beside the mean of its own row.
+Of a machine that has no A/A run, the processes of its recorded rows stand for one: two or three like
+processes a row, each as it lay beside the mean of its own row.
 """
 
 import math
@@ -50,7 +50,7 @@ def recorded(name: str, phase: str) -> list[Processes]:
     if name in POOLED:
         rows = [row for path in (RESULTS / name).glob("*.jsonl") for row in read_strictly(path)]
         steady = [samples(row) for row in rows if row.phase == phase and row.status == OK]
-        found = [[process for row in steady for process in centred(row)]]
+        found = [[process for row in steady if len(row) > 1 for process in centred(row)]]
     else:
         found = [samples(row) for row in read_strictly(DATA / f"{name}.jsonl") if row.phase == phase]
     assert found
