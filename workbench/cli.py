@@ -27,8 +27,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
 STOPPED = (
-    "stopped; what was measured is kept: the same command goes on from there, "
-    "one with --again or --against begins anew"
+    "stopped; what was measured is kept: the same command goes on from there, one of fewer --repeats ends "
+    "with the processes that there are, and one with --again or --against begins anew"
 )
 
 
