@@ -59,6 +59,7 @@ def library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("backends.flashinfer.missing_tool", lambda: None)
+    monkeypatch.setattr("backends.flashinfer.toolkit.nvcc_release", lambda: "13.0, V13.0.88")
     for name in ("FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_USE_CUDA_NORM"):
         monkeypatch.setenv(name, "")  # so that they are afterwards what they were
     return SimpleNamespace(compiled=compiled, env=env)
