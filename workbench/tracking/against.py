@@ -52,7 +52,7 @@ class Judge:
         for entry in entries:
             if entry.record is None:
                 base = earlier.match(entry.blank)
-                self.grounds[entry.key] = Grounds(base, find_floor(entry.blank, calibrated))
+                self.grounds[row_key(entry.blank)] = Grounds(base, find_floor(entry.blank, calibrated))
         return entries
 
     def find_earlier(self, blank: Record) -> Earlier:
