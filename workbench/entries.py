@@ -16,7 +16,7 @@ from workbench.gate import GATE
 from workbench.job import Json, RowResult
 from workbench.machine import Device
 from workbench.plan import PlannedGroup, PlannedRow, with_slopes
-from workbench.record import Record, row_key
+from workbench.record import Record, method, row_key
 from workbench.request import Settings
 from workbench.source import Source
 from workbench.stopping import STOPPING
@@ -46,8 +46,7 @@ class Entry:
         """Name of the row's side files, however many processes it is to have: those of a comparison that was
         cut off serve one of fewer, or of more.
         """
-        held = {name: value for name, value in self.blank.protocol.items() if name != "processes"}
-        return row_key(replace(self.blank, protocol=held))
+        return row_key(replace(self.blank, protocol=method(self.blank.protocol)))
 
     def lacks(self, repeat: int) -> bool:
         """Whether this process is still to be run."""

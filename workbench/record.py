@@ -204,6 +204,11 @@ def row_key(record: Record) -> str:
     return digest(parts)
 
 
+def method(protocol: Json) -> Json:
+    """Return a protocol less its number of processes, which changes the interval, not the time."""
+    return {name: value for name, value in protocol.items() if name != "processes"}
+
+
 def to_json(record: Record) -> Json:
     """Turn a record into plain JSON values."""
     return dataclasses.asdict(record)

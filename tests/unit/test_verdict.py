@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.unit.builders import record
-from workbench.tracking.verdict import judge, method, noise_floor, threshold, unlike
+from workbench.record import method
+from workbench.tracking.verdict import judge, noise_floor, threshold, unlike
 
 Processes = list[tuple[float, ...]]
 

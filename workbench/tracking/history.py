@@ -9,11 +9,11 @@ import numpy as np
 from models.errors import UserError
 from workbench.options import INSTALL_TRACK
 from workbench.ratios import samples
-from workbench.record import Record
+from workbench.record import Record, method
 from workbench.selection import identity
 from workbench.store import slug
 from workbench.tracking.changes import changes
-from workbench.tracking.verdict import Verdict, judge, method, threshold
+from workbench.tracking.verdict import Verdict, judge, threshold
 
 
 @dataclass(frozen=True)

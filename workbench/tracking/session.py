@@ -18,14 +18,13 @@ from workbench.options import INSTALL_TRACK, USAGE
 from workbench.plan import PlannedRow
 from workbench.progress import Progress
 from workbench.ratios import samples
-from workbench.record import Record, backend_name, device_kind
+from workbench.record import Record, backend_name, device_kind, method
 from workbench.report import short_title
 from workbench.source import prepare
 from workbench.store import slug
 from workbench.tracking import verdict_lines
 from workbench.tracking.against import Judge
 from workbench.tracking.track import read_request
-from workbench.tracking.verdict import method
 from workbench.tracking.verdict_lines import Judged
 
 

@@ -6,9 +6,8 @@ from statistics import median
 
 import numpy as np
 
-from workbench.job import Json
 from workbench.ratios import difference
-from workbench.record import Record
+from workbench.record import Record, method
 from workbench.statistics import CONFIDENCE, DRAWS, Interval, Processes, percentile, ratio_interval
 
 FASTER = "faster"
@@ -121,8 +120,3 @@ def present_floor(base: Processes, later: Processes) -> float:
 def unlike(one: Record, other: Record) -> str | None:
     """Name the first thing that makes two rows other work or another device; None if nothing does."""
     return difference(*(replace(each, protocol=method(each.protocol)) for each in (one, other)))
-
-
-def method(protocol: Json) -> Json:
-    """Return a protocol less its number of processes, which changes the interval, not the time."""
-    return {name: value for name, value in protocol.items() if name != "processes"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.campaign.workers import CPU, GPU, Call, Workers, report_all, result, statuses
+from tests.unit.campaign.workers import CPU, GPU, Call, Workers, interrupt, report_all, result, statuses
 from workbench import job as jobs
 from workbench import turn
 from workbench.job import Finding, MeasureJob
@@ -83,15 +83,7 @@ def test_findings_join_the_row_and_what_they_say_is_warned_of(workers: Workers, 
 
 
 def test_findings_outlive_the_call_with_the_result_they_join(workers: Workers, call: Call) -> None:
-    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
-        if len(workers.started) == 2:
-            raise KeyboardInterrupt
-        return report_findings(job, on_event)
-
-    workers.scripts["a"] = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        call(["a"], device=GPU)
-    del workers.scripts["a"]
+    interrupt(workers, call, at=2, script=report_findings, device=GPU)
     assert {entry.record.kernels is not None for entry in call(["a"], device=GPU) if entry.record} == {True}
 
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from models.errors import UserError
-from tests.unit.campaign.workers import Call, Workers, report_all, result, statuses
+from tests.unit.campaign.workers import Call, Workers, interrupt, result, statuses
 from workbench import campaign
 from workbench import job as jobs
 from workbench.campaign import Campaign
@@ -105,15 +105,7 @@ def test_failed_row_is_not_run_again_in_this_call_but_in_the_next_one(workers: W
 
 
 def test_next_call_measures_only_the_processes_that_are_missing(workers: Workers, call: Call) -> None:
-    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
-        if len(workers.started) == 2:
-            raise KeyboardInterrupt
-        return report_all(job, on_event)
-
-    workers.scripts["a"] = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        call(["a"], repeats=3)
-    del workers.scripts["a"]
+    interrupt(workers, call, at=2, repeats=3)
     workers.started.clear()
     entries = call(["a"], repeats=3)
     assert len(workers.started) == 2
@@ -124,15 +116,7 @@ def test_next_call_measures_only_the_processes_that_are_missing(workers: Workers
 def test_processes_of_a_comparison_that_was_cut_off_serve_one_of_fewer_or_of_more(
     workers: Workers, call: Call, asked: int, started: int
 ) -> None:
-    def cut_off(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
-        if len(workers.started) == 3:
-            raise KeyboardInterrupt
-        return report_all(job, on_event)
-
-    workers.scripts["a"] = cut_off
-    with pytest.raises(KeyboardInterrupt):
-        call(["a"], repeats=3)
-    del workers.scripts["a"]
+    interrupt(workers, call, at=3, repeats=3)
     workers.started.clear()
     for entry in call(["a"], repeats=asked):
         assert entry.record is not None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from backends.contract import Probe
@@ -30,6 +31,9 @@ BOTH = Workload(PHASES, (1,), (64,), (128,), 32)
 PROBE = Probe(versions={"made": "1"}, devices=("cpu", "cuda"), dtypes=("float32",))
 
 
+Script = Callable[[MeasureJob, Callable[[Any], None]], Outcome]
+
+
 class Workers:
     """Stands in for worker processes: times every row, unless the script of a backend says otherwise."""
 
@@ -41,7 +45,7 @@ class Workers:
         self.goldens: list[GoldenJob] = []
         self.held_against: list[str] = []
         """Golden file of each measuring process."""
-        self.scripts: dict[str, Callable[[MeasureJob, Callable[[Any], None]], Outcome]] = {}
+        self.scripts: dict[str, Script] = {}
 
     def run(self, job: Any, *, on_event: Any = None, environment: Any = None, **_: Any) -> Outcome:
         self.kinds.append(job.kind)
@@ -56,6 +60,22 @@ class Workers:
         assert environment.get("OMP_NUM_THREADS") == ("2" if job.device == "cpu" else None)
         script = self.scripts.get(job.backend, report_all)
         return script(job, on_event)
+
+
+def interrupt(
+    workers: Workers, call: "Call", at: int, script: Script | None = None, **arguments: Any
+) -> None:
+    """Interrupt a call by its measuring process `at`, counted from 1; those before it follow the script."""
+
+    def interrupted(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
+        if len(workers.started) == at:
+            raise KeyboardInterrupt
+        return (script or report_all)(job, on_event)
+
+    workers.scripts["a"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        call(["a"], **arguments)
+    del workers.scripts["a"]
 
 
 def report_all(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
