@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import GraphProto, TensorProto, helper
 
 from backends.contract import Shapes, Unsupported
 from backends.onnxruntime.engine import Programs
@@ -14,6 +15,9 @@ from models.layout import fused_layout
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+NARROW = "narrow_logits"
+"""The logits as the program computes them."""
 
 
 def import_programs(config: DecoderConfig, shapes: Shapes, dtype: str) -> Programs:
@@ -51,8 +55,22 @@ def to_onnx(config: DecoderConfig, program: "ExportedProgram", *arguments: str) 
             output_names=["logits", *(f"next.{name}" for name in state)],
         )
     assert translated is not None  # with dynamo it is not written to a file
-    model: bytes = translated.model_proto.SerializeToString()
-    return model
+    model = translated.model_proto
+    widen_logits(model.graph)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def widen_logits(graph: GraphProto) -> None:
+    """Return logits in float32, as the engine reads them, whatever type the program computes them in."""
+    (logits,) = (output for output in graph.output if output.name == "logits")
+    if logits.type.tensor_type.elem_type == TensorProto.FLOAT:
+        return
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [NARROW if name == "logits" else name for name in names]
+    graph.node.append(helper.make_node("Cast", [NARROW], ["logits"], to=TensorProto.FLOAT))
+    logits.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def tabulate(config: DecoderConfig, capacity: int) -> dict[str, npt.NDArray[Any]]:

@@ -21,6 +21,7 @@ pytest.importorskip("onnxruntime")
 
 from backends.onnxruntime.engine import OnnxEngine, Programs  # noqa: E402
 from backends.onnxruntime.export import ATTENTIONS, export  # noqa: E402
+from backends.onnxruntime.imported import import_programs  # noqa: E402
 from tests.contract.onnxruntime_ways import SHAPES, TOKENS, WAYS, OpenFamily, build, load  # noqa: E402
 
 
@@ -74,6 +75,25 @@ def test_the_graph_for_16_bits_equals_the_reference(
     programs = Programs(model, dict.fromkeys(SHAPES.prompts, model), {"cos": cos, "sin": sin})
     target = Target("cpu", "float16", "any")
     engine = OnnxEngine(Artefact(weights.config, SHAPES, target, {}, "common", "", programs), weights)
+    assert largest_error(engine, reference_logits(weights, TOKENS)) < 5e-3
+    engine.close()
+
+
+def test_an_import_in_16_bits_gives_the_logits_in_float32(open_family: OpenFamily) -> None:
+    """It is for GPUs, like the graphs above, and is tried on the CPU like them."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    weights = open_family("llama", "float16")
+    artefact = Artefact(
+        weights.config,
+        SHAPES,
+        Target("cpu", "float16", "any"),
+        {},
+        "imported",
+        "",
+        import_programs(weights.config, SHAPES, "float16"),
+    )
+    engine = OnnxEngine(artefact, weights)
     assert largest_error(engine, reference_logits(weights, TOKENS)) < 5e-3
     engine.close()
 
