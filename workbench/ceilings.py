@@ -153,7 +153,7 @@ def first_rate(on: Device, work: Call) -> float:
     return amount * count / _burst(on, call, count)
 
 
-def rates(on: Device, work: Call, first: float, how: Bursts) -> list[float]:
+def rates(on: Device, work: Call, first: float, how: Bursts) -> list[int]:
     """Repeat the work back to back in bursts; returns the rate of each, `first` being a guess [unit/s]."""
     call, amount = work
     count = _repeats(how.burst_s, amount / first)
@@ -164,7 +164,7 @@ def rates(on: Device, work: Call, first: float, how: Bursts) -> list[float]:
     found = []
     for _ in range(BURSTS):
         time.sleep(how.pause_s)
-        found.append(amount * count / _burst(on, call, count))
+        found.append(round(amount * count / _burst(on, call, count)))  # a fraction would only fill records
     return found
 
 

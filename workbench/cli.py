@@ -74,6 +74,7 @@ def compare(
     dtype: options.Dtype = None,
     device: options.Device = "auto",
     repeats: options.Repeats = None,
+    budget: options.Budget = None,
     baseline: options.Baseline = None,
     again: Annotated[bool, typer.Option("--again", help="Measure rows anew that are already there.")] = False,
     against: options.Against = None,
@@ -112,6 +113,7 @@ def compare(
         dtype=dtype,
         device=device,
         repeats=repeats,
+        budget_s=budget,
         baseline=baseline,
         again=again or against is not None,  # a cached build could hide the change that is asked about
         results=results,

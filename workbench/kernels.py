@@ -5,22 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench import units
+from workbench.harness import DIGITS
 from workbench.job import Json
 
 NAMES = 25
 """Kernels that a record names; the rest are summed up, so that records stay small."""
 NAME_LENGTH = 100
 """Characters of a kernel's name that a record keeps."""
+SHARE_DIGITS = 8
+"""Decimals of a share that a record keeps."""
 HOST_BOUND = 1.1
 """Launching that takes so many times the kernels' time is what a GPU waits for; an engine whose calls
 return only when the device is done takes a little over 1."""
 
 VENDOR, FRAMEWORK, GENERATED = "vendor", "framework", "generated"
 ORIGINS = (
-    (FRAMEWORK, r"^(?:void )?(?:at|c10|at_cuda_detail|cub|thrust)::|^mem(?:cpy|set)|softmax_warp_forward"),
+    (VENDOR, r"flash_(?:fwd|attn)|kernel_mha"),  # wherever they were built into
+    (FRAMEWORK, r"^(?:void )?(?:at|c10|at_cuda_detail|cub|thrust|onnxruntime)::|^mem(?:cpy|set)"),
+    (FRAMEWORK, r"softmax_warp_forward"),
     (GENERATED, r"^(?:triton|tvm|fused|loop|input|wrapped)_|_fusion|_dispatch_\d"),
     (VENDOR, r"nvjet|cublas|cutlass|cudnn|xmma|^cask|nccl|tensorrt|trtllm|flashinfer"),
-    (VENDOR, r"flash_(?:fwd|attn)|fmha|gemvx|gemv(?:2[NT]|NSP)|gemm(?:SN|k1)|[sdhc]gemm_|splitKreduce"),
+    (VENDOR, r"fmha|gemvx|gemv(?:2[NT]|NSP)|gemm(?:SN|k1)|[sdhc]gemm_|splitKreduce"),
 )
 """Who wrote a kernel, by its demangled name: the first pattern found decides, a compiler wrote the rest."""
 
@@ -58,15 +63,20 @@ def summarise(activities: Sequence[Activity], steps: int, host: HostTimes) -> Js
     span = max(each.end_ns for each in activities) - min(each.start_ns for each in activities)
     kernels = by_name(activities, steps)
     return {
-        "busy_s": busy * 1e-9 / steps,
-        "gaps_s": (span - busy) * 1e-9 / steps,
-        "span_s": span * 1e-9 / steps,
+        "busy_s": mean_s(busy, steps),
+        "gaps_s": mean_s(span - busy, steps),
+        "span_s": mean_s(span, steps),
         "launches": len(activities) / steps,
         "enqueue_s": host.enqueue_s,
         "wall_s": host.wall_s,
         "shares": shares(kernels),
         "kernels": cut(kernels),
     }
+
+
+def mean_s(total_ns: int, steps: int) -> float:
+    """Return the seconds of one step, to as many decimals as samples have."""
+    return round(total_ns * 1e-9 / steps, DIGITS)
 
 
 def busy_ns(activities: Sequence[Activity]) -> int:
@@ -88,8 +98,8 @@ def by_name(activities: Sequence[Activity], steps: int) -> list[Json]:
         {
             "name": name,
             "count": len(times) / steps,
-            "total_s": sum(times) * 1e-9 / steps,
-            "share": sum(times) / whole if whole else 0.0,
+            "total_s": mean_s(sum(times), steps),
+            "share": round(sum(times) / whole, SHARE_DIGITS) if whole else 0.0,
             "origin": origin,
         }
         for (name, origin), times in found.items()

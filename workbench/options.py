@@ -42,6 +42,12 @@ Dtype = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 Repeats = Annotated[int | None, typer.Option(help="Processes a row is measured in. Default: 3.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds that warming up may take, and then the samples of each row. Default: 5, on a GPU 4."
+    ),
+]
 Against = Annotated[
     str | None,
     typer.Option(help="Measure anew and judge by earlier rows: a run's id, a .jsonl file or a Git revision."),

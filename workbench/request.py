@@ -1,5 +1,6 @@
 """The command line's values, parsed and checked as far as that needs neither model nor device. Pure."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Request:
     dtype: str | None = None
     device: str = "auto"
     repeats: int | None = None
+    budget_s: float | None = None
     baseline: str | None = None
     again: bool = False
     results: Path = Path("results")
@@ -68,11 +70,14 @@ def settle(request: Request, device: str) -> Settings:
     repeats = request.repeats if request.repeats is not None else REPEATS
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
+    budget_s = request.budget_s if request.budget_s is not None else CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
+    if not 0 < budget_s < math.inf:
+        raise UserError(f"--budget {budget_s:g}: give seconds, more than 0 of them")
     dtype = request.dtype if request.dtype is not None else ("float32" if on_cpu else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
     model = request.model if request.model is not None else ("tiny" if on_cpu else "llama-3.2-1b")
-    return Settings(model, workload, dtype, device, repeats, CPU_BUDGET_S if on_cpu else GPU_BUDGET_S)
+    return Settings(model, workload, dtype, device, repeats, budget_s)
 
 
 def read(
@@ -87,6 +92,7 @@ def read(
     dtype: str | None,
     device: str,
     repeats: int | None,
+    budget_s: float | None = None,
     again: bool,
     results: Path,
     python: list[str],
@@ -105,6 +111,7 @@ def read(
         dtype=dtype,
         device=device,
         repeats=repeats,
+        budget_s=budget_s,
         baseline=baseline,
         again=again,
         results=results,

@@ -29,6 +29,7 @@ from tests.cli.conftest import Run
         (["--device", "cuda:0"], ["cuda:0", "cpu"]),
         (["--device", "tpu"], ["tpu"]),
         (["--repeats", "0"], ["--repeats 0"]),
+        (["--budget", "0"], ["--budget 0", "seconds"]),
         (["--batch", "1000000000"], ["--batch 1000000000", "at most 65536"]),
         (["--steps", "100000"], ["100128 positions", "take fewer --steps"]),
         (["--model", ""], ["config.json"]),

@@ -267,7 +267,7 @@ def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> N
     built = build(workbench, "onnxruntime", "cpu", "--format", "json")
     (row,) = rows_of(built)
     command = ("compare", "--backends", "onnxruntime", "--model", "tiny", "--prompt", "16", "--context", "16")
-    command += ("--phases", "decode", "--repeats", "1", "--format", "json")
+    command += ("--phases", "decode", "--repeats", "1", "--budget", "1", "--format", "json")
     done = workbench(*command, "--results", str(tmp_path / "results"))
     (record,) = json.loads(done.stdout)
     assert record["status"] in ("ok", "unstable"), record["reason"]

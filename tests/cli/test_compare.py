@@ -18,8 +18,8 @@ from workbench.record import from_json
 from workbench.store import slug
 
 PLUGINS = ROOT / "tests" / "plugins"
-MAIN_JOB = ("compare", "--backends", "eager,compile", "--repeats", "2")
-QUICK = ("--phases", "decode", "--context", "32", "--repeats", "1")
+MAIN_JOB = ("compare", "--backends", "eager,compile", "--repeats", "2", "--budget", "1")
+QUICK = ("--phases", "decode", "--context", "32", "--repeats", "1", "--budget", "1")
 
 Json = dict[str, Any]
 Measured = tuple["subprocess.CompletedProcess[str]", Path]
@@ -116,8 +116,8 @@ def test_checkpoint_saved_by_transformers_gets_verified_rows_for_both_phases(
         max_position_embeddings=256,
     )
     transformers.Qwen3ForCausalLM(config).save_pretrained(tmp_path / "checkpoint")
-    lengths = ("--prompt", "16", "--context", "32", "--repeats", "1", "--format", "json")
-    done = workbench("compare", "--model", "checkpoint", "--backends", "eager,onnxruntime", *lengths)
+    quick = ("--prompt", "16", "--context", "32", "--repeats", "1", "--budget", "1", "--format", "json")
+    done = workbench("compare", "--model", "checkpoint", "--backends", "eager,onnxruntime", *quick)
     assert done.returncode == 0, done.stderr
     rows = rows_of(done)
     assert len(rows) == 4
@@ -205,7 +205,7 @@ def test_results_that_cannot_be_read_stop_the_command_before_it_measures(
 def test_killed_comparison_goes_on_where_it_was(
     workbench: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    arguments = ["compare", "--backends", "eager", "--phases", "decode", "--context", "32", "--repeats", "2"]
+    arguments = ["compare", "--backends", "eager", *QUICK, "--repeats", "2"]
     command = [sys.executable, "-m", "workbench", *arguments]
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -15,7 +15,7 @@ from workbench.record import Record
 from workbench.store import Store
 from workbench.tracking.floors import calibration_folder
 
-QUICK = ("--backends", "eager", "--phases", "decode", "--context", "32", "--repeats", "1")
+QUICK = ("--backends", "eager", "--phases", "decode", "--context", "32", "--repeats", "1", "--budget", "1")
 TABLE = """
 [tool.workbench.track]
 backends = ["eager"]
@@ -23,6 +23,7 @@ prompt = 16
 context = 32
 device = "cpu"
 repeats = 1
+budget = 1
 """
 
 

@@ -127,11 +127,13 @@ def test_a_decode_call_leaves_every_buffer_where_it_is(open_family: OpenFamily) 
     engine.close()
 
 
-WAYS = [(family, "iree", "float16") for family in FAMILIES]  # the contract suite has the other two
-WAYS += [("llama", name, dtype) for name in ("iree[import=torch]", "iree[tiling=on]") for dtype in TOLERANCE]
+# The contract suite has the other data types, and what is imported in float32.
+WAYS = [(family, "iree", "float16") for family in FAMILIES]
+WAYS += [("llama", "iree[tiling=on]", dtype) for dtype in ("float32", "bfloat16")]
+WAYS += [("llama", "iree[import=torch]", "bfloat16")]
 
 
-@pytest.mark.parametrize(("family", "name", "dtype"), sorted(set(WAYS)))
+@pytest.mark.parametrize(("family", "name", "dtype"), WAYS)
 def test_every_way_in_gives_the_reference_logits(
     open_family: OpenFamily, family: str, name: str, dtype: str
 ) -> None:

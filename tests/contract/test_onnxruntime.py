@@ -46,8 +46,11 @@ def largest_error(engine: OnnxEngine, expected: np.ndarray) -> float:
     return float(max(errors) / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-@pytest.mark.parametrize("name", WAYS)
+# The contract suite has what is imported in every family.
+CASES = [(name, family) for name in WAYS for family in FAMILIES if "import" not in name or family == "llama"]
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
 def test_every_way_equals_the_reference(open_family: OpenFamily, name: str, family: str) -> None:
     weights = open_family(family, "float32")
     engine = load(weights, name)

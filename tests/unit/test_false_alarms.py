@@ -7,6 +7,7 @@ Of a machine that has no A/A run, the processes of its recorded rows stand for o
 processes a row, each as it lay beside the mean of its own row.
 """
 
+import lzma
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -52,10 +53,14 @@ def recorded(name: str, phase: str) -> list[Processes]:
         steady = [samples(row) for row in rows if row.phase == phase and row.status == OK]
         found = [[process for row in steady if len(row) > 1 for process in centred(row)]]
     else:
-        found = [samples(row) for row in read_strictly(DATA / f"{name}.jsonl") if row.phase == phase]
+        found = [samples(row) for row in parse_strictly(recording(name), name) if row.phase == phase]
     assert found
     assert all(len(processes) >= PROCESSES for processes in found)
     return found
+
+
+def recording(name: str) -> bytes:
+    return lzma.decompress((DATA / f"{name}.jsonl.xz").read_bytes())
 
 
 def centred(row: Sequence[Sequence[float]]) -> Processes:
@@ -140,6 +145,5 @@ def test_a_slow_down_is_found_and_sameness_too_on_a_quiet_machine(seed: int) -> 
 
 
 def test_a_recording_cut_short_is_refused() -> None:
-    whole = (DATA / "amd-epyc.jsonl").read_bytes()
     with pytest.raises(UserError, match="cut:1 is no result"):
-        parse_strictly(whole[:1000], "cut")
+        parse_strictly(recording("amd-epyc")[:1000], "cut")

@@ -1,5 +1,7 @@
 """The command line's values: read, refused, and completed by the device's defaults."""
 
+from math import inf, nan
+
 import pytest
 
 from models.errors import UserError
@@ -22,13 +24,19 @@ def test_defaults_of_a_gpu() -> None:
 
 
 def test_what_is_given_beats_the_default() -> None:
-    settings = settle(Request(model="qwen3-8b", batches=(4,), steps=99, repeats=5, dtype="float16"), "cpu")
+    given = Request(model="qwen3-8b", batches=(4,), steps=99, repeats=5, budget_s=0.5, dtype="float16")
+    settings = settle(given, "cpu")
     assert (settings.model, settings.workload.batches, settings.workload.steps) == ("qwen3-8b", (4,), 99)
-    assert (settings.repeats, settings.dtype) == (5, "float16")
+    assert (settings.repeats, settings.budget_s, settings.dtype) == (5, 0.5, "float16")
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"), [(Request(repeats=0), "--repeats 0"), (Request(dtype="fp8"), "--dtype fp8")]
+    ("request_", "message"),
+    [
+        (Request(repeats=0), "--repeats 0"),
+        (Request(dtype="fp8"), "--dtype fp8"),
+        *[(Request(budget_s=seconds), f"--budget {seconds:g}: give seconds") for seconds in (0, inf, nan)],
+    ],
 )
 def test_impossible_settings_are_refused(request_: Request, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -22,6 +22,8 @@ def test_table_becomes_a_request_with_seven_fresh_processes(tmp_path: Path) -> N
     assert (request.prompts, request.contexts, request.batches) == ((16,), (32,), None)
     assert (request.repeats, request.again, request.results) == (7, True, tmp_path / "results")
     assert read(tmp_path, TRACK_TABLE + 'model = "my"\nrepeats = 9').model == str(tmp_path / "my")
+    budgets = [read(tmp_path, TRACK_TABLE + more).budget_s for more in ("", "budget = 2", "budget = 0.5")]
+    assert budgets == [None, 2.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,8 @@ def test_table_becomes_a_request_with_seven_fresh_processes(tmp_path: Path) -> N
         (TRACK_TABLE + 'batch = "1"', ["batch = '1'"]),
         (TRACK_TABLE + "batch = true", ["batch = True"]),
         (TRACK_TABLE + "repeats = [1, 2]", ["repeats = [1, 2]"]),
+        (TRACK_TABLE + "budget = 0", ["budget = 0", "seconds"]),
+        (TRACK_TABLE + "budget = true", ["budget = True"]),
         (TRACK_TABLE + "model = 1", ["model = 1", "a string"]),
         ("[tool.workbench.track]\nbatch = 1", ["no backends", '["eager", "compile"]']),
         ('[tool.workbench.track]\nbackends = "eager"', ["backends = 'eager'", "a list of names"]),

@@ -13,7 +13,7 @@ from workbench.request import Request, read_backends
 TABLE = "[tool.workbench.track]"
 REPEATS = 7
 """By default. Among five processes a side, one odd one stretches the interval; among seven it does not."""
-KEYS = ("backends", "model", "batch", "prompt", "context", "dtype", "device", "repeats")
+KEYS = ("backends", "model", "batch", "prompt", "context", "dtype", "device", "repeats", "budget")
 
 
 def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int:
@@ -51,6 +51,7 @@ def read_request(path: Path) -> Request:
         dtype=read_text(table, "dtype"),
         device=read_text(table, "device") or "auto",
         repeats=repeats[0] if repeats else REPEATS,
+        budget_s=read_seconds(table, "budget"),
         again=True,
         results=path.parent / "results",
         pythons=read_pythons([], path.parent / FILE),
@@ -98,6 +99,14 @@ def read_numbers(table: dict[str, Any], key: str, many: bool = True) -> tuple[in
     if not numbers or not all(type(each) is int and each > 0 for each in numbers):
         refuse(table, key, "a whole number above 0" + (" or a list of such" if many else ""))
     return tuple(sorted(set(numbers)))
+
+
+def read_seconds(table: dict[str, Any], key: str) -> float | None:
+    """Read seconds, above 0; None if the key is not there."""
+    value = table.get(key)
+    if value is not None and not (type(value) in (int, float) and value > 0):
+        refuse(table, key, "seconds, more than 0 of them")
+    return None if value is None else float(value)
 
 
 def refuse(table: dict[str, Any], key: str, expected: str) -> NoReturn:
