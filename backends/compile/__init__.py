@@ -120,8 +120,9 @@ class Compile:
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""
-        from backends.compile.lower import lower, lower_stock
+        from backends.compile.lower import lower, lower_stock, place_ahead
         from backends.torch_engine import TorchEngine
 
         plan = artefact.payload
+        place_ahead(weights, artefact.target.device)
         return TorchEngine(artefact, weights, partial(lower, plan=plan) if plan else lower_stock)

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from backends.compile import Plan
+from backends.imports import importing
 from backends.torch_engine import (
     MakeOps,
     PromptReplay,
     Replay,
     State,
     Steps,
+    place,
     prefill_step,
     sliced_step,
     static_decode,
     static_prefill,
 )
 from backends.torch_ops import DeviceDecode, FlexDecode, MaskedDecode, Prefill, ProductsDecode, TorchOps
+from models.checkpoint import Weights
 from models.decoder import choose_token, decode_layer
 
 Begun = tuple[TorchOps, Tensor, Tensor]
@@ -31,6 +34,12 @@ ATTENTION: dict[str, type[DeviceDecode]] = {
     "masked": MaskedDecode,
     "products": ProductsDecode,
 }
+
+
+def place_ahead(weights: Weights, device: str) -> None:
+    """Place the weights while what compiles is imported, which takes as long on the host of a GPU."""
+    with importing("torch._dynamo", "torch._inductor.compile_fx"), torch.inference_mode():
+        place(weights, torch.device(device))
 
 
 def keep_searched() -> None:

@@ -154,4 +154,8 @@ class FlashInfer:
         set_target(artefact.target.architecture)
         from backends.flashinfer.engine import FlashInferEngine
 
+        if artefact.payload:
+            from backends.compile.lower import place_ahead
+
+            place_ahead(weights, artefact.target.device)
         return FlashInferEngine(artefact, weights)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from folders import (
     write_sharded,
 )
 
-from models import checkpoint
+from models import shards
 from models.checkpoint import open_checkpoint
 from models.config import DecoderConfig, RopeScaling
 from models.errors import UserError
@@ -158,13 +159,27 @@ def test_reading_holds_a_tensor_and_the_next(tmp_path: Path) -> None:
     assert largest < peak < 1.1 * (largest + following)
 
 
+def test_arrays_that_are_lent_are_the_same_and_overwritten(tmp_path: Path) -> None:
+    weights = open_checkpoint(write(tmp_path, SMALL, make_tensors(SMALL)), "bfloat16")
+    kept, lent = list(weights.arrays()), []
+    for (name, expected), (lent_name, array) in zip(kept, weights.lent(), strict=True):
+        assert lent_name == name
+        assert np.array_equal(array, expected)
+        lent.append(array)
+    assert weights.checksum() == open_checkpoint(tmp_path, "bfloat16").checksum()
+    owners = [array.base if array.base is not None else array for array in lent]
+    assert len({id(owner) for owner in owners}) == 2
+    assert all(one is not other for one, other in itertools.pairwise(owners))
+    assert len({array.ctypes.data for _, array in kept}) == len(kept)
+
+
 def test_pieces_read_by_several_threads_are_the_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path, SMALL, make_tensors(SMALL))
     whole = dict(open_checkpoint(folder, "float32").arrays())
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 100)
-    monkeypatch.setattr(checkpoint, "READERS", 3)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 100)
+    monkeypatch.setattr(shards, "READERS", 3)
     for name, array in open_checkpoint(folder, "float32").arrays():
         assert np.array_equal(array, whole[name])
 
@@ -173,7 +188,7 @@ def test_pieces_read_by_several_threads_are_the_tensors(
 def test_file_cut_after_it_was_opened_is_called_damaged(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", piece)
+    monkeypatch.setattr(shards, "PIECE_BYTES", piece)
     folder = write(tmp_path, SMALL, make_tensors(SMALL))
     weights = open_checkpoint(folder, "float32")
     file = folder / "model.safetensors"
