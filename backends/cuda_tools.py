@@ -1,7 +1,8 @@
-"""The tools of CUDA's toolkit that compilers call; several backends ask for their release."""
+"""What several backends need of CUDA: the release of its tools, the status of its runtime's calls."""
 
 import shutil
 import subprocess
+from typing import Any
 
 
 def tool_release(name: str) -> str | None:
@@ -11,3 +12,10 @@ def tool_release(name: str) -> str | None:
         return None
     told = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     return told.strip().rpartition("release ")[2].partition("\n")[0]
+
+
+def succeed(runtime: Any, answer: tuple[Any, ...]) -> Any:
+    """Return what a call of the CUDA runtime gave besides its status; raises RuntimeError if it failed."""
+    if answer[0] != runtime.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"the GPU failed: {answer[0].name}")
+    return answer[1] if len(answer) > 1 else None

@@ -131,8 +131,9 @@ def _load(entry_point: EntryPoint) -> Backend:
     try:
         backend: Backend = entry_point.load()()
     except Exception as error:  # whatever a stranger's module raises while it is imported
-        cause = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{where} cannot be loaded: {cause}; upgrade or uninstall it") from error
+        from backends.probe_failure import name_cause
+
+        raise UserError(f"{where} cannot be loaded: {name_cause(error)}; upgrade or uninstall it") from error
     missing = [attribute for attribute in REQUIRED if not hasattr(backend, attribute)]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}: it must implement backends.contract.Backend")

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex
 
 from backends.contract import POISON
 from models.config import DecoderConfig
-from models.rope import rope_tables
+from models.rope import whole_head_tables
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,8 @@ class Rope:
 
     @classmethod
     def tabulate(cls, config: DecoderConfig, capacity: int, device: torch.device) -> "Rope":
-        """Place the model's tables [C, Dh / 2], doubled to the whole head, on the device."""
-        cos, sin = (torch.from_numpy(table) for table in rope_tables(config, capacity))
-        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return cls(cos[:, None].to(device), sin[:, None].to(device))
+        """Place the model's tables on the device."""
+        return cls(*(torch.from_numpy(table).to(device) for table in whole_head_tables(config, capacity)))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

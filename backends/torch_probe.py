@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from backends.contract import Probe
+from backends.probe_failure import name_cause
 
 INSTALL = "pip install 'torch>=2.11,<2.14'"
 """What the extras ask for, not `workbench[eager]`: another Python may not have this project."""
@@ -15,7 +16,7 @@ def probe_torch() -> Probe:
     except ModuleNotFoundError:
         return Probe(reason="torch is not installed", install=INSTALL)
     except Exception as error:  # a half-installed torch fails in many ways
-        return Probe(reason=f"torch cannot be imported: {type(error).__name__}: {error}", install=INSTALL)
+        return Probe(reason=f"torch cannot be imported: {name_cause(error)}", install=INSTALL)
     versions = {"torch": str(torch.__version__)}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda

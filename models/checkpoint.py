@@ -54,7 +54,7 @@ class Weights:
         return self._checked(lend=False)
 
     def lent(self) -> Iterator[tuple[str, Array]]:
-        """Yield the same to a caller that copies each: it is overwritten when the one after the next is read.
+        """Yield the same to a caller that copies each before it asks for the next, which overwrites it.
 
         Two of the largest tensor are held all the while. That is about twice as fast, since memory that is
         fresh each time is cleared, page by page, before anything is read into it.

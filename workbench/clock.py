@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from backends.contract import Engine
+from backends.cuda_tools import succeed
 
 
 class Clock:
@@ -38,10 +38,3 @@ def wait_for_gpu(device: str) -> Callable[[], None]:
         succeed(runtime, runtime.cudaDeviceSynchronize())
 
     return wait
-
-
-def succeed(runtime: Any, answer: tuple[Any, ...]) -> Any:
-    """Return what a call of the CUDA runtime gave besides its status; raises RuntimeError if it failed."""
-    if answer[0] != runtime.cudaError_t.cudaSuccess:
-        raise RuntimeError(f"the GPU failed: {answer[0].name}")
-    return answer[1] if len(answer) > 1 else None

@@ -38,9 +38,9 @@ class Events:
         self.send("stage", stage=stage, row=row)
 
     def progress(self, done: int, row: str) -> None:
-        """Say how many samples of a row there are, once a second at most."""
+        """Say how many samples of a row there are, once a second at most, and when the first is to come."""
         now = time.monotonic()
-        if now - self._told >= PROGRESS_S:
+        if not done or now - self._told >= PROGRESS_S:
             self._told = now
             self.send("progress", row=row, done=done)
 

@@ -150,6 +150,8 @@ def _collect(
         begin = clock.now()
         while not warm_up.add(sample()[0], clock.now() - begin):
             pass
+        if progress is not None:
+            progress(0)
         taken: list[Sample] = []
         begin = clock.now()
         elapsed = 0.0

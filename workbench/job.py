@@ -3,8 +3,8 @@
 A job goes to the worker as one JSON object on standard input. Events come back as JSON lines on a
 pipe of their own: `{"event": "stage", "stage": S}` whenever the work enters a stage with a time limit,
 `{"event": "row", "result": RowResult}` for every row once the engine has passed its second check,
-`{"event": "progress", "row", "done"}` between samples, once a second at most, `{"event": "finding",
-"result": Finding}` for what was looked into after all rows, and last
+`{"event": "progress", "row", "done"}` before the first sample and between samples, once a second at most,
+`{"event": "finding", "result": Finding}` for what was looked into after all rows, and last
 `{"event": "done", "result": ...}`, or `{"event": "error", "status", "reason"}` if the job failed.
 """
 

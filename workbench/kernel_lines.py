@@ -21,12 +21,11 @@ def kernel_lines(records: Sequence[Record]) -> list[str]:
 
 def traced(record: Record, kernels: Json) -> list[str]:
     """Write a row's sums and its longest kernels."""
-    busy, time = kernels["busy_s"], record.time_s
-    of_time = f" ({units.percent(busy / time.median)} of its time)" if time else ""
+    busy, span, gaps = (units.seconds(kernels[name]) for name in ("busy_s", "span_s", "gaps_s"))
     shares = (f"{origin} {units.percent(share)}" for origin, share in kernels["shares"].items() if share)
     names = kernels["kernels"]
     host = f"{kernels['launches']:.4g} launches, enqueued in {units.seconds(kernels['enqueue_s'])}"
-    sums = f"busy {units.seconds(busy)}{of_time}, gaps {units.seconds(kernels['gaps_s'])}, {host}"
+    sums = f"busy {busy} of {span} traced, gaps {gaps}, {host}"
     lines = [f"  {record.name}: {sums}; {', '.join(shares)}"]
     lines += [
         f"    {units.percent(row['share']):>6} {units.seconds(row['total_s']):>8} "

@@ -18,6 +18,9 @@ HOST_BOUND = 1.1
 """Launching that takes so many times the kernels' time is what a GPU waits for; an engine whose calls
 return only when the device is done takes a little over 1."""
 
+IDLE_SHARE = 0.1
+"""Share of a call, untraced, that its kernels may leave to the host before the first and after the last."""
+
 VENDOR, FRAMEWORK, GENERATED = "vendor", "framework", "generated"
 ORIGINS = (
     (VENDOR, r"flash_(?:fwd|attn)|kernel_mha"),  # wherever they were built into
@@ -67,8 +70,8 @@ def summarise(activities: Sequence[Activity], steps: int, host: HostTimes) -> Js
         "gaps_s": mean_s(span - busy, steps),
         "span_s": mean_s(span, steps),
         "launches": len(activities) / steps,
-        "enqueue_s": host.enqueue_s,
-        "wall_s": host.wall_s,
+        "enqueue_s": round(host.enqueue_s, DIGITS),
+        "wall_s": round(host.wall_s, DIGITS),
         "shares": shares(kernels),
         "kernels": cut(kernels),
     }
@@ -110,7 +113,7 @@ def by_name(activities: Sequence[Activity], steps: int) -> list[Json]:
 def shares(kernels: Sequence[Json]) -> dict[str, float]:
     """Share the kernels' time out among origins."""
     return {
-        origin: sum(row["share"] for row in kernels if row["origin"] == origin)
+        origin: round(sum(row["share"] for row in kernels if row["origin"] == origin), SHARE_DIGITS)
         for origin in (VENDOR, FRAMEWORK, GENERATED)
     }
 
@@ -120,7 +123,7 @@ def cut(kernels: Sequence[Json]) -> list[Json]:
     rest = kernels[NAMES:]
     if not rest:
         return list(kernels)
-    others = {name: sum(row[name] for row in rest) for name in ("count", "total_s", "share")}
+    others = {name: round(sum(row[name] for row in rest), DIGITS) for name in ("count", "total_s", "share")}
     return [*kernels[:NAMES], {"name": f"{len(rest)} others", **others, "origin": "various"}]
 
 
@@ -147,11 +150,18 @@ def shorten(name: str) -> str:
 
 
 def host_bound(kernels: Json) -> str | None:
-    """Warn if the GPU has to wait for the host: launching takes longer than the work."""
-    enqueue, busy = kernels["enqueue_s"], kernels["busy_s"]
-    if enqueue <= HOST_BOUND * busy:
+    """Warn if the GPU has to wait for the host: launching takes longer than the work, or begins it late."""
+    enqueue, busy, wall = kernels["enqueue_s"], kernels["busy_s"], kernels["wall_s"]
+    idle = wall - kernels["span_s"]
+    if enqueue > HOST_BOUND * busy:
+        found = f"launching takes {units.seconds(enqueue)}, the kernels {units.seconds(busy)}"
+    elif idle > IDLE_SHARE * wall:
+        found = (
+            f"{units.seconds(idle)} of {units.seconds(wall)} pass before its first kernel or after its last"
+        )
+    else:
         return None
     return (
-        f"the GPU waits for the host: launching takes {units.seconds(enqueue)}, the kernels "
-        f"{units.seconds(busy)}; a CUDA graph (compile, for decode eager[graph] too) or a larger batch helps"
+        f"the GPU waits for the host: {found}; a CUDA graph (compile, for decode eager[graph] too) "
+        "or a larger batch helps"
     )

@@ -61,7 +61,8 @@ class ProcessRun:
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
     """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it, and `stages_s`:
-    seconds that the process had spent in each stage when it handed the row over."""
+    seconds that the process had spent in each stage when it handed the row over, and `first_sample_s`, those
+    from its start to the first sample of any row."""
     timer_check: Json | None = None
     """`events_s` and `drained_s`: samples of the same prefills by CUDA events and by the drained clock."""
 

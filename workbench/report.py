@@ -91,13 +91,13 @@ def build_cell(record: Record) -> tuple[str, str]:
 
 
 def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
-    """Write a ratio and its interval; the baseline itself is 1."""
+    """Write a ratio and its interval, which one process cannot give; the baseline itself is 1."""
     if ratio is None:
         return "-", ""
     if ratio.median == ratio.low == ratio.high == 1.0:
         return "1", ""
     low, high = units.significant(ratio.low), units.significant(ratio.high)
-    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]"
+    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]" if ratio.processes > 1 else ""
 
 
 def title(record: Record) -> str:
@@ -168,7 +168,8 @@ def room(section: Section) -> list[str]:
         for row, _ in section
         if row.timed and row.fits
     ]
-    return [f"fits, batch x context, by the measured memory: {', '.join(fitting)}"] if fitting else []
+    what = "fits at most, batch x context, by the memory measured at this one"
+    return [f"{what}: {', '.join(fitting)}"] if fitting else []
 
 
 def notes(records: Sequence[Record]) -> list[str]:

@@ -72,7 +72,7 @@ def settle(request: Request, device: str) -> Settings:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
     budget_s = request.budget_s if request.budget_s is not None else CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
     if not 0 < budget_s < math.inf:
-        raise UserError(f"--budget {budget_s:g}: give seconds, more than 0 of them")
+        raise UserError(f"--budget {budget_s:g}: give a finite number of seconds above 0")
     dtype = request.dtype if request.dtype is not None else ("float32" if on_cpu else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")
@@ -92,7 +92,7 @@ def read(
     dtype: str | None,
     device: str,
     repeats: int | None,
-    budget_s: float | None = None,
+    budget_s: float | None,
     again: bool,
     results: Path,
     python: list[str],

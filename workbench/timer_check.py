@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from backends.contract import Engine
+from backends.cuda_tools import succeed
 from workbench import units
-from workbench.clock import succeed
 from workbench.harness import Timer
 from workbench.job import Json
 

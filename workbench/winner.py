@@ -28,8 +28,9 @@ def name_winner(records: Sequence[Record]) -> str:
 
 
 def spread(ratio: Ratio) -> str:
-    """Write a ratio with its interval."""
-    return f"{ratio.median:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+    """Write a ratio with its interval, which one process cannot give."""
+    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.processes > 1 else ""
+    return f"{ratio.median:.2f}x{interval}"
 
 
 def median(record: Record) -> float:

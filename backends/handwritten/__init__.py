@@ -56,6 +56,7 @@ class Handwritten:
         from backends.compile import lower as compiled_lower
         from backends.torch_engine import TorchEngine
 
+        compiled_lower.place_ahead(weights, artefact.target.device)
         if artefact.shapes.batch > 1:
             return TorchEngine(artefact, weights, partial(compiled_lower.lower, plan=artefact.payload))
         pdl = int(artefact.target.architecture.removeprefix("sm_")) >= 90

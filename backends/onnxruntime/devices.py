@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxruntime import InferenceSession, OrtValue, RunOptions, SessionOptions
 
 from backends.contract import POISON, Unsupported
+from backends.cuda_tools import succeed
 
 Array = npt.NDArray[Any]
 
@@ -135,9 +136,7 @@ class Gpu:
         self._succeed(self._cuda.cudaMemcpy2D(address, pitch, source, width, width, len(rows), kind))
 
     def _succeed(self, answer: tuple[Any, ...]) -> Any:
-        if answer[0] != self._cuda.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"the GPU failed: {answer[0].name}")
-        return answer[1] if len(answer) > 1 else None
+        return succeed(self._cuda, answer)
 
 
 class HostBuffer:

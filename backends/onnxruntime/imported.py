@@ -3,7 +3,6 @@
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, TensorProto, helper
 
@@ -12,6 +11,7 @@ from backends.onnxruntime.engine import Programs
 from backends.onnxruntime.graph import OPSET
 from models.config import DecoderConfig
 from models.layout import fused_layout
+from models.rope import whole_head_tables
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -75,9 +75,4 @@ def widen_logits(graph: GraphProto) -> None:
 
 def tabulate(config: DecoderConfig, capacity: int) -> dict[str, npt.NDArray[Any]]:
     """Return the tables of angles as the programs take them."""
-    import torch
-
-    from backends.torch_ops import Rope
-
-    rope = Rope.tabulate(config, capacity, torch.device("cpu"))
-    return {"cos": np.asarray(rope.cos), "sin": np.asarray(rope.sin)}
+    return dict(zip(("cos", "sin"), whole_head_tables(config, capacity), strict=True))

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.probe_failure import name_cause
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -50,7 +51,7 @@ class TensorRtLlm:
         try:
             import torch
         except Exception as error:  # a torch of another release fails in many ways
-            reason = f"torch, which tensorrt_llm needs, cannot be imported: {type(error).__name__}: {error}"
+            reason = f"torch, which tensorrt_llm needs, cannot be imported: {name_cause(error)}"
             return Probe(reason=reason, install=INSTALL, in_process=False)
         if not torch.cuda.is_available():
             return Probe(reason="tensorrt_llm needs an NVIDIA GPU, and torch sees none", in_process=False)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from backends.cuda_tools import succeed
 from backends.tvm.storage import kept_storage, watch_allocations
 
 Array = npt.NDArray[Any]
@@ -119,10 +120,3 @@ def place(array: Array, handle: Any) -> Tensor:
 def open_device(name: str) -> Device:
     """Open `cpu` or `cuda:N`, once a process."""
     return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0))
-
-
-def succeed(runtime: Any, answer: tuple[Any, ...]) -> Any:
-    """Return what a call of the CUDA runtime gave besides its status; raises RuntimeError if it failed."""
-    if answer[0] != runtime.cudaError_t.cudaSuccess:
-        raise RuntimeError(f"the GPU failed: {answer[0].name}")
-    return answer[1] if len(answer) > 1 else None

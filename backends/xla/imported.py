@@ -13,7 +13,7 @@ from backends.jax_ops import Layout, State
 from backends.xla.engine import Interface, Lowering, Tensors
 from models.config import DecoderConfig
 from models.layout import fused_layout
-from models.rope import rope_tables
+from models.rope import whole_head_tables
 
 LAYOUT = Layout("bkcd", "bkcd")
 """As `torch_program` has the cache."""
@@ -70,9 +70,8 @@ def find_importer() -> Callable[[Any], Callable[..., Sequence[Array]]]:
 
 
 def tabulate(config: DecoderConfig, capacity: int) -> Angles:
-    """Place the model's tables on jax's device, doubled to the whole head."""
-    cos, sin = map(jnp.asarray, rope_tables(config, capacity))
-    return [jnp.concatenate(halves, axis=-1)[:, None] for halves in ((cos, cos), (-sin, sin))]
+    """Place the model's tables on jax's device."""
+    return [jnp.asarray(table) for table in whole_head_tables(config, capacity)]
 
 
 def read_state(results: Sequence[Array], layers: int) -> State:

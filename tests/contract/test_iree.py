@@ -127,7 +127,7 @@ def test_a_decode_call_leaves_every_buffer_where_it_is(open_family: OpenFamily) 
     engine.close()
 
 
-# The contract suite has the other data types, and what is imported in float32.
+# The contract suite has the other data types, and what is imported in float32. One way is tried in float16.
 WAYS = [(family, "iree", "float16") for family in FAMILIES]
 WAYS += [("llama", "iree[tiling=on]", dtype) for dtype in ("float32", "bfloat16")]
 WAYS += [("llama", "iree[import=torch]", "bfloat16")]

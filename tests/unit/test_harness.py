@@ -149,7 +149,7 @@ def test_progress_is_told_between_samples():
         told.append((done, world.calls[-1]))
 
     time_prefill(world, world, TOKENS, **rules(10), progress=progress)
-    assert [done for done, _ in told] == list(range(1, 11))
+    assert [done for done, _ in told] == list(range(11))
     # Called after the sample's last reading and the rule's, before the next staging.
     assert {call for _, call in told} == {"now"}
 

@@ -179,6 +179,13 @@ def test_a_gpu_that_waits_for_the_host_is_warned_of_with_a_way_out() -> None:
     assert "CUDA graph" in line
 
 
+def test_a_gpu_whose_kernels_begin_late_is_warned_of_too() -> None:
+    found = summarise(ran((0, 11_200_000)), 1, HostTimes(enqueue_s=5.7e-3, wall_s=16.2e-3))
+    line = host_bound(found)
+    assert line is not None
+    assert "5.00 ms of 16.2 ms pass before its first kernel or after its last" in line
+
+
 @pytest.mark.parametrize("enqueue_s", [1e-5, 1.9e-3, 2.0e-3])
 def test_an_engine_that_only_returns_late_is_not_warned_of(enqueue_s: float) -> None:
     found = summarise(ran((0, 1_900_000)), 1, HostTimes(enqueue_s, wall_s=2e-3))
@@ -190,7 +197,7 @@ def test_kernels_are_printed_by_share_with_the_rest_named_by_number() -> None:
     kernels = summarise(traced, 1, HOST)
     lines = kernel_lines([record("compile", device="cuda:0", kernels=kernels)])
     assert lines[0] == "kernels of one decode step, traced apart from the times:"
-    assert "compile: busy 100 ms (10 % of its time), gaps 0.00 ns, 10 launches, enqueued in" in lines[1]
+    assert "compile: busy 100 ms of 100 ms traced, gaps 0.00 ns, 10 launches, enqueued in" in lines[1]
     assert lines[1].endswith("; generated 100 %")
     assert "triton_0" in lines[2]
     assert lines[-1].strip() == "and 2 more in the record"

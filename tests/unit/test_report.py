@@ -94,7 +94,10 @@ def test_head_has_the_ceilings_alone_where_no_datasheet_is_known() -> None:
 def test_what_fits_stands_under_the_table_of_decode_rows() -> None:
     fits = {"tokens": 500_000, "context": 131_008, "batch": 459}
     fitting = report(record("eager", fits=fits), record("compile", fits={**fits, "batch": 460}), CRASHED)
-    line = "fits, batch x context, by the measured memory: eager 1 x 131008 or 459 x 128, compile 1 x 131008"
+    line = (
+        "fits at most, batch x context, by the memory measured at this one: "
+        "eager 1 x 131008 or 459 x 128, compile 1 x 131008"
+    )
     assert line in printed(fitting)
     assert line in markdown(fitting)
     assert "fits" not in printed(report(SLOW, FAST))

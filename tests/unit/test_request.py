@@ -35,7 +35,10 @@ def test_what_is_given_beats_the_default() -> None:
     [
         (Request(repeats=0), "--repeats 0"),
         (Request(dtype="fp8"), "--dtype fp8"),
-        *[(Request(budget_s=seconds), f"--budget {seconds:g}: give seconds") for seconds in (0, inf, nan)],
+        *[
+            (Request(budget_s=seconds), f"--budget {seconds:g}: give a finite number")
+            for seconds in (0, inf, nan)
+        ],
     ],
 )
 def test_impossible_settings_are_refused(request_: Request, message: str) -> None:

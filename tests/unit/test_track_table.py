@@ -40,6 +40,7 @@ def test_table_becomes_a_request_with_seven_fresh_processes(tmp_path: Path) -> N
         (TRACK_TABLE + "repeats = [1, 2]", ["repeats = [1, 2]"]),
         (TRACK_TABLE + "budget = 0", ["budget = 0", "seconds"]),
         (TRACK_TABLE + "budget = true", ["budget = True"]),
+        (TRACK_TABLE + "budget = inf", ["budget = inf", "finite"]),
         (TRACK_TABLE + "model = 1", ["model = 1", "a string"]),
         ("[tool.workbench.track]\nbatch = 1", ["no backends", '["eager", "compile"]']),
         ('[tool.workbench.track]\nbackends = "eager"', ["backends = 'eager'", "a list of names"]),

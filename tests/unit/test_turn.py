@@ -34,9 +34,14 @@ def test_a_row_tells_what_its_process_spent_in_each_stage(monkeypatch: pytest.Mo
         advance=lambda: None,
     )
     one.watch, one.since = Watch(CPU), now
+    one.begun = now
     for stage, seconds in (("load", 2.0), ("build", 3.0), ("gate", 5.0), ("time", 7.0), ("gate", 11.0)):
         now += seconds
         one.take({"event": "stage", "stage": stage})
+        if stage == "time":
+            now += 0.5  # it warms up
+            for done in (0, 3, 0):  # the second row's first sample is not the process'
+                one.take({"event": "progress", "row": "k", "done": done})
     now += 13.0
     result = RowResult("k", "ok", samples_s=(1.0,), weights="abc")
     one.take({"event": "row", "result": jobs.to_json(result)})
@@ -46,5 +51,6 @@ def test_a_row_tells_what_its_process_spent_in_each_stage(monkeypatch: pytest.Mo
         "load": 3.0,
         "build": 5.0,
         "gate": 7.0 + 13.0,
-        "time": 11.0,
+        "time": 11.0 + 0.5,
     }
+    assert kept[0].clocks["first_sample_s"] == 2.0 + 3.0 + 5.0 + 7.0 + 0.5

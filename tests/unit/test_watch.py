@@ -68,6 +68,23 @@ def test_a_row_is_told_the_conditions_of_its_own_timing(nvml):
     assert first["idle_bytes"] == 1 << 20
 
 
+def test_what_a_row_does_before_its_first_sample_is_not_its_condition(nvml):
+    nvml.clocks[nvml.NVML_CLOCK_SM] = 1300
+    with Watch(describe("cuda:0")) as sampler:
+        sampler.enter("row")
+        seen(sampler)
+        nvml.clocks[nvml.NVML_CLOCK_SM] = 1980
+        sampler.begin_samples("row")
+        heated = len(sampler._seen["row"])
+        seen(sampler, count=heated + 5)
+        nvml.used[0] = 5 << 30
+        wait_for(lambda: sampler._peaks["row"] == 5 << 30)
+    found = sampler.conditions("row")
+    assert found["sm_mhz"]["median"] == 1980
+    assert found["samples"] <= len(sampler._seen["row"]) - heated + 1
+    assert sampler.peak_of("row") == (5 << 30) - (1 << 20)  # but its memory is
+
+
 def test_a_row_that_was_never_timed_has_no_conditions(nvml):
     with Watch(describe("cuda:0")) as sampler:
         sampler.enter("build")

@@ -2,6 +2,7 @@
 
 With builds b and times a token t, of a backend and of the baseline 0: b + n t = b0 + n t0, so that
 n = (b - b0) / (t0 - t). Its interval is that of the time saved; a build is measured once and has none.
+Loading counts as build: some runtimes make of a program what they run only then.
 """
 
 import math
@@ -21,9 +22,9 @@ from workbench.statistics import Interval, saving_interval
 
 COLUMNS = {
     "backend": "backend",
-    "cold_text": "cold build",
+    "cold_text": "cold build and load",
     "cold_even": "paid back after tokens",
-    "warm_text": "warm build",
+    "warm_text": "warm build and load",
     "warm_even": "warm, after tokens",
 }
 NEVER = "never"
@@ -55,7 +56,7 @@ class BreakEven:
         if self.high == 0:
             return "at once"
         middle, low, high = (_count(value) for value in (self.tokens, self.low, self.high))
-        return f"{middle} [{low}, {high}]"
+        return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def break_even(more_build_s: float, saved_s: Interval, tokens: int) -> BreakEven:
@@ -64,8 +65,9 @@ def break_even(more_build_s: float, saved_s: Interval, tokens: int) -> BreakEven
     def after(saved: float) -> float:
         return math.inf if saved <= 0 else math.ceil(max(more_build_s, 0.0) * tokens / saved)
 
-    if more_build_s < 0 and saved_s.high < 0:
-        return BreakEven(0, 0, 0, until=math.ceil(more_build_s * tokens / saved_s.value))
+    if more_build_s < 0:
+        slower = saved_s.value < 0
+        return BreakEven(0, 0, 0, math.ceil(more_build_s * tokens / saved_s.value) if slower else math.inf)
     return BreakEven(after(saved_s.value), after(saved_s.high), after(saved_s.low))
 
 
@@ -76,7 +78,9 @@ def break_even_cards(sections: Sequence[Section], advance: Callable[[], None] = 
     """
     cards = []
     for section in sections:
-        rows = [row for row in section.rows if row.record.timed and cold_build(row.record) is not None]
+        rows = [
+            row for row in section.rows if row.record.timed and seconds_to(row.record, "cold") is not None
+        ]
         base = next((row for row in rows if row.is_baseline), None)
         if base is not None and len(rows) > 1:
             cards.append(_card(section, base, rows))
@@ -84,10 +88,10 @@ def break_even_cards(sections: Sequence[Section], advance: Callable[[], None] = 
     return cards
 
 
-def cold_build(record: Record) -> float | None:
-    """Return the seconds of the cold build; None where none was measured."""
-    value = record.build_s.get("cold")
-    return None if value is None else float(value)
+def seconds_to(record: Record, kind: str) -> float | None:
+    """Return the seconds of a `cold` or `warm` build and of loading; None where none was measured."""
+    value = record.build_s.get(kind)
+    return None if value is None else float(value) + (record.load_s or 0.0)
 
 
 def tokens_a_call(record: Record) -> int:
@@ -101,12 +105,15 @@ def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
     reached = [each[name] for each in drawn for name in ("even", "high") if each.get(name)]
     furthest = BEYOND * max(reached, default=DEFAULT_REACH)
     lines = [point for row in rows for point in _line(row, furthest)]
+    ahead = [row.record.name for row in section.rows if "cached" in row.record.build_s]
+    left_out = f" Built ahead, so not compared here: {', '.join(ahead)}." if ahead else ""
     first = section.first
     return Card(
         chart="break_even",
         title=title(first),
         subtitle=f"{first.model}, {first.dtype}, {device_name(first)}",
-        text=f"Build and run time over tokens. Tokens that pay back a build over {base.record.name}: {said}.",
+        text=f"Build and run time over tokens. Tokens that pay back a build over {base.record.name}: {said}."
+        + left_out,
         rows=drawn,
         columns=COLUMNS,
         more={"lines": lines},
@@ -116,9 +123,9 @@ def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
 def _drawn(row: Row, base: Row) -> Json:
     record = row.record
     found: Json = {"row": row.number, "colour": row.colour, "backend": record.name}
-    saved = None if row is base else saving_interval(samples(base.record), samples(record))
+    saved = None if row is base else saving(base.record, record)
     for kind in ("cold", "warm"):
-        build, base_build = record.build_s.get(kind), base.record.build_s.get(kind)
+        build, base_build = seconds_to(record, kind), seconds_to(base.record, kind)
         found[f"{kind}_text"] = "-" if build is None else units.seconds(build)
         if saved is None:
             found[f"{kind}_even"] = "baseline"
@@ -130,6 +137,13 @@ def _drawn(row: Row, base: Row) -> Json:
             if kind == "cold":
                 found |= _mark(even, record)
     return found
+
+
+def saving(base: Record, other: Record) -> Interval:
+    """Estimate the seconds that a row saves in each call; of one process a side it has no interval."""
+    saved = saving_interval(samples(base), samples(other))
+    alone = min(len(base.processes), len(other.processes)) == 1
+    return Interval(saved.value, saved.value, saved.value) if alone else saved
 
 
 def _mark(even: BreakEven, record: Record) -> Json:
@@ -152,8 +166,8 @@ def _line(row: Row, furthest: float) -> list[Json]:
 
 
 def _spent(record: Record, tokens: float) -> float:
-    """Return the seconds that a cold build and so many tokens take."""
-    time, build = record.time_s, cold_build(record)
+    """Return the seconds that a cold build, loading and so many tokens take."""
+    time, build = record.time_s, seconds_to(record, "cold")
     assert time is not None
     assert build is not None
     return build + tokens / tokens_a_call(record) * time.median

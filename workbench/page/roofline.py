@@ -10,6 +10,7 @@ from models.config import PRESETS
 from models.work import Work, weight_bytes
 from workbench import units
 from workbench.caches import digest
+from workbench.ceilings import CACHE_FACTOR
 from workbench.job import Json
 from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
@@ -26,7 +27,7 @@ COLUMNS = {
     "limit_text": "share of the limit",
 }
 ENDS = ("low", "median", "high")
-CACHED = "rows without a share of the limit fit in cache: the bandwidth of the memory does not bind them"
+CACHED = f"rows without a share of the limit move less than {CACHE_FACTOR} times the cache, maybe from there"
 MARGIN = 4.0
 """How far a roof goes on beyond the rows and its ridge, as a factor."""
 
@@ -106,7 +107,7 @@ def _drawn(row: Row, work: Work) -> Json:
         "rate_text": f"{units.rate(rate, 'FLOP')} [{units.rate(low, 'FLOP')}, {units.rate(high, 'FLOP')}]",
         "limit_text": units.percent(share)
         if share is not None
-        else "fits in cache"
+        else f"under {CACHE_FACTOR} times the cache"
         if record.ceilings
         else "-",
     }

@@ -1,5 +1,6 @@
 """What `[tool.workbench.track]` in a pyproject.toml asks for, and how pytest is run for it."""
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
@@ -104,8 +105,8 @@ def read_numbers(table: dict[str, Any], key: str, many: bool = True) -> tuple[in
 def read_seconds(table: dict[str, Any], key: str) -> float | None:
     """Read seconds, above 0; None if the key is not there."""
     value = table.get(key)
-    if value is not None and not (type(value) in (int, float) and value > 0):
-        refuse(table, key, "seconds, more than 0 of them")
+    if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+        refuse(table, key, "a finite number of seconds above 0")
     return None if value is None else float(value)
 
 

@@ -26,7 +26,8 @@ def test_tokens_are_the_longer_build_over_the_time_saved_a_token() -> None:
         (10.0, Interval(-0.1, -0.5, 1.0), "never [10, never]"),
         (-10.0, Interval(0.5, 0.4, 0.6), "at once"),
         (0.0, Interval(0.5, 0.4, 0.6), "at once"),
-        (-10.0, Interval(0.5, -0.1, 0.6), "0 [0, never]"),
+        (-10.0, Interval(0.5, -0.1, 0.6), "at once"),
+        (-1.0, Interval(-1e-3, -2e-3, 1e-3), "at once, until 1,000"),
         (1.0, Interval(3e-7, 2e-7, 4e-7), "3,330,000 [2,500,000, 5,000,000]"),
     ],
 )
@@ -53,7 +54,7 @@ def test_card_compares_each_build_with_the_baseline_cold_and_warm() -> None:
     said = {row["backend"]: (row["cold_even"], row["warm_even"]) for row in card.rows}
     assert said == {
         "eager": ("baseline", "baseline"),
-        "compile": ("20 [20, 20]", "4 [4, 4]"),
+        "compile": ("20", "4"),
         "slow": ("never", "-"),
     }
     marked = {row["backend"]: row.get("even") for row in card.rows}
@@ -70,7 +71,7 @@ def test_tokens_of_a_call_are_those_of_all_sequences() -> None:
         record("compile", (0.5, 0.5), build_s={"cold": 1.0}, **work),
     ]
     (card,) = break_even_cards(sections_of(*rows))
-    assert {row["cold_even"] for row in card.rows} == {"baseline", "512 [512, 512]"}
+    assert {row["cold_even"] for row in card.rows} == {"baseline", "512"}
 
 
 def test_workload_without_a_second_build_or_a_baseline_has_no_card() -> None:

@@ -20,6 +20,7 @@ CEILINGS = {
 }
 KERNELS = {
     "busy_s": 0.9,
+    "span_s": 1.0,
     "gaps_s": 0.1,
     "launches": 7.0,
     "enqueue_s": 0.2,
