@@ -76,15 +76,32 @@ def find_baseline(records: Sequence[Record], name: str | None) -> Record | None:
     return next((record for record in timed if record.status == OK), next(iter(timed), None))
 
 
-def find_ratios(records: Sequence[Record], baseline: str | None) -> list[Ratio | None]:
-    """Compare each row with its workload's baseline; None for a row without a time."""
+def find_ratios(
+    records: Sequence[Record], baseline: str | None, others: Sequence[Record] = ()
+) -> list[Ratio | None]:
+    """Compare each row with its workload's baseline; None for a row without a time.
+
+    Where `others`, which are not shown, have that baseline from the row's own call, it is compared with that:
+    the two were measured side by side.
+    """
     bases: dict[tuple[object, ...], Record | None] = {}
     for record in records:
         key = workload_of(record)
         if key not in bases:
             bases[key] = find_baseline([each for each in records if workload_of(each) == key], baseline)
-    found = []
+    found: list[Ratio | None] = []
     for record in records:
         base = bases[workload_of(record)]
-        found.append(compare_rows(base, record) if base and record.timed else None)
+        if base and record.timed:
+            found.append(compare_rows(beside(record, base, others), record))
+        else:
+            found.append(None)
     return found
+
+
+def beside(record: Record, base: Record, others: Sequence[Record]) -> Record:
+    """Return the baseline of a row's own call if there is one, else the one given."""
+    if base.run == record.run:
+        return base
+    same = (each for each in others if each.run == record.run and each.name == base.name and each.timed)
+    return next((each for each in same if difference(each, record) is None), base)

@@ -44,7 +44,7 @@ def select(
         groups.setdefault(_setting_key(record), []).append(record)
     return [
         Setting(
-            Report(tuple(group), tuple(_ratios(group, baseline, advance))),
+            Report(tuple(group), tuple(_ratios(group, baseline, records, advance))),
             tuple(older[identity(record)] for record in group),
         )
         for group in groups.values()
@@ -120,7 +120,10 @@ def _place(record: Record) -> tuple[object, ...]:
 
 
 def _ratios(
-    records: Sequence[Record], baseline: str | None, advance: Callable[[], None]
+    records: Sequence[Record],
+    baseline: str | None,
+    all_there_are: Sequence[Record],
+    advance: Callable[[], None],
 ) -> list[Ratio | None]:
     """Find the ratios of a setting's rows, which come workload by workload."""
     sections: dict[tuple[object, ...], list[Record]] = {}
@@ -128,6 +131,6 @@ def _ratios(
         sections.setdefault(workload_of(record), []).append(record)
     found: list[Ratio | None] = []
     for section in sections.values():
-        found += find_ratios(section, baseline)
+        found += find_ratios(section, baseline, all_there_are)
         advance()
     return found

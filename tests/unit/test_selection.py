@@ -33,6 +33,25 @@ def test_row_measured_again_with_other_versions_or_card_is_the_same_row(change: 
     assert [row.run for row in setting.report.records] == ["new"]
 
 
+def test_a_row_is_compared_with_the_baseline_of_its_own_call_though_a_newer_one_is_shown() -> None:
+    rows = [
+        record("eager", (4.0, 4.0), created=OLD, run="old"),
+        record("tvm", (1.0, 1.0), created=OLD, run="old"),
+        record("eager", (8.0, 8.0), created=NEW, run="new"),
+        record("compile", (2.0, 2.0), created=NEW, run="new"),
+        record("xla", (2.0, 2.0), created=OLD, run="alone"),
+    ]
+    (setting,) = select(rows)
+    pairs = zip(setting.report.records, setting.report.ratios, strict=True)
+    found = {row.name: (row.run, ratio and ratio.median) for row, ratio in pairs}
+    assert found == {
+        "eager": ("new", 1.0),
+        "tvm": ("old", 4.0),
+        "compile": ("new", 4.0),
+        "xla": ("alone", 4.0),
+    }
+
+
 @pytest.mark.parametrize("change", [{"batch": 8}, {"options": {"mode": "default"}}, {"context": 256}])
 def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict[str, Any]) -> None:
     (setting,) = select([record(), record(**change)])
