@@ -23,7 +23,7 @@ from workbench.timer_check import CudaEvents, check_timer
 CHAIN = 8
 """Decode steps that are traced at a time."""
 PASSES = 5
-"""Untraced passes, whose median host times count."""
+"""Untraced passes: their median host times count, and as many precede the traced one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Work:
     row: RowJob
     prompt: np.ndarray
     """[B, row.length]"""
+    fill: Callable[[], None]
+    """Fills the cache that the steps begin with; nothing for a prefill. Once for any number of chains."""
     prepare: Callable[[], None]
     run: Callable[[], None]
     steps: int
@@ -62,12 +64,14 @@ def look(job: MeasureJob, engine: Engine, clock: Timer, vocab: int, events: Even
 def position(engine: Engine, row: RowJob, prompt: np.ndarray) -> Work:
     """Say how to prepare and to run a row's work."""
     if row.steps is None:
-        return Work(row, prompt, partial(engine.stage, prompt), engine.prefill, 1)
+        return Work(row, prompt, lambda: None, partial(engine.stage, prompt), engine.prefill, 1)
     steps, feed = min(CHAIN, row.steps), np.ascontiguousarray(prompt[:, -1])
 
-    def prepare() -> None:
+    def fill() -> None:
         engine.stage(prompt)
         engine.prefill()
+
+    def prepare() -> None:
         engine.rewind(row.length)
         engine.feed(feed)
 
@@ -75,7 +79,7 @@ def position(engine: Engine, row: RowJob, prompt: np.ndarray) -> Work:
         for _ in range(steps):
             engine.decode()
 
-    return Work(row, prompt, prepare, run, steps)
+    return Work(row, prompt, fill, prepare, run, steps)
 
 
 def check_clock(work: Work, engine: Engine, clock: Timer, stream: int) -> Finding:
@@ -91,6 +95,7 @@ def time_parts(work: Work, planner: Planner) -> Finding:
     """Time plan and run of the positioned work."""
     key = work.row.key
     try:
+        work.fill()
         work.prepare()
         return Finding(key, parts=dict(planner.parts(work.row.phase)))
     except Exception as error:
@@ -111,6 +116,7 @@ def trace_all(works: Sequence[Work], engine: Engine, clock: Timer, events: Event
         tracer = cupti.Tracer()
         for work, host in zip(works, hosts, strict=True):
             events.enter("trace", work.row.key)
+            settle(work, engine, clock)
             work.prepare()
             clock.fence(engine)
             activities = tracer.trace(partial(run_drained, work, engine, clock))
@@ -123,8 +129,17 @@ def trace_all(works: Sequence[Work], engine: Engine, clock: Timer, events: Event
             events.finding(Finding(work.row.key, no_kernels=reason, warnings=(warning,)))
 
 
+def settle(work: Work, engine: Engine, clock: Timer) -> None:
+    """Fill the cache, which holds a GPU's clock down, and run until the clock is what it was in samples."""
+    work.fill()
+    for _ in range(PASSES):
+        work.prepare()
+        run_drained(work, engine, clock)
+
+
 def time_host(work: Work, engine: Engine, clock: Timer) -> HostTimes:
     """Time the calls of one prefill or step as the host sees them: medians of a few passes."""
+    work.fill()
     enqueued, walls = [], []
     for _ in range(PASSES):
         work.prepare()

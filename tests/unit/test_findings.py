@@ -94,14 +94,17 @@ def test_every_row_gets_the_kernels_of_one_prefill_or_step(world: World) -> None
 
 def test_a_chain_is_positioned_as_a_timed_one_and_only_its_steps_are_traced(world: World) -> None:
     run(world, job(rows=ROWS[1:]))
-    traced = world.calls[world.calls.index("trace begins") - 5 : world.calls.index("trace ends") + 1]
-    before = ["stage", "prefill", "rewind 9", "feed", "fence"]
-    assert traced == [*before, "trace begins", *["decode"] * CHAIN, "fence", "trace ends"]
+    positioned, steps = ["rewind 9", "feed", "fence"], [*["decode"] * CHAIN, "fence"]
+    traced = world.calls[world.calls.index("attach") + 1 : world.calls.index("trace ends") + 1]
+    filled = ["enter", "stage", "prefill"]
+    assert traced[: len(filled)] == filled
+    warm = ["rewind 9", "feed", *steps] * PASSES
+    assert traced[len(filled) :] == [*warm, *positioned, "trace begins", *steps, "trace ends"]
 
 
 def test_a_short_row_is_traced_over_its_own_steps(world: World) -> None:
     run(world, job(rows=(RowJob("d", "decode", 9, 3),)))
-    assert world.calls.count("decode") == 3 * (PASSES + 1)
+    assert world.calls.count("decode") == 3 * (PASSES + PASSES + 1)
 
 
 def test_host_times_of_all_rows_are_taken_before_cupti_attaches(world: World) -> None:
