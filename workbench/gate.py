@@ -80,14 +80,20 @@ def check_decode(
     """Force steps from position `length` on, which the engine is at, and compare each."""
     name = f"decode at length {length}{where}"
 
-    def step(position: int) -> Floats:
+    def launch(position: int) -> None:
         engine.feed(tokens[:, position])
         engine.decode()
-        return read(engine, golden, len(tokens), name)
+
+    def steps() -> Iterator[Floats]:
+        launch(length)
+        for following in range(length + 1, length + FORCED_STEPS + 1):
+            logits = read(engine, golden, len(tokens), name)
+            if following < length + FORCED_STEPS:
+                launch(following)  # a device is at work while these are compared
+            yield logits
 
     shift = golden.decode_shift[:, golden.lengths.tolist().index(length)]  # [M, R, S, C]
-    steps = (step(position) for position in range(length, length + FORCED_STEPS))
-    return compare(golden, name, steps, length, shift)
+    return compare(golden, name, steps(), length, shift)
 
 
 def read(engine: Engine, golden: Golden, batch: int, name: str) -> Floats:
