@@ -103,5 +103,6 @@ def beside(record: Record, base: Record, others: Sequence[Record]) -> Record:
     """Return the baseline of a row's own call if there is one, else the one given."""
     if base.run == record.run:
         return base
-    same = (each for each in others if each.run == record.run and each.name == base.name and each.timed)
+    wanted = (record.run, base.name, base.untuned)
+    same = (each for each in others if each.timed and (each.run, each.name, each.untuned) == wanted)
     return next((each for each in same if difference(each, record) is None), base)

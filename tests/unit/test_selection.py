@@ -52,6 +52,16 @@ def test_a_row_is_compared_with_the_baseline_of_its_own_call_though_a_newer_one_
     }
 
 
+def test_an_untuned_row_is_no_baseline_of_its_own() -> None:
+    rows = [
+        record("tvm", (1.0, 1.0), run="tuned"),
+        record("tvm", (4.0, 4.0), run="elsewhere", engine={"key": "k", "target": "h100", "untuned": True}),
+    ]
+    (setting,) = select(rows, "tvm")
+    found = {ratio and ratio.median for ratio in setting.report.ratios}
+    assert found == {1.0, 0.25}
+
+
 @pytest.mark.parametrize("change", [{"batch": 8}, {"options": {"mode": "default"}}, {"context": 256}])
 def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict[str, Any]) -> None:
     (setting,) = select([record(), record(**change)])
