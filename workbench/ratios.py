@@ -22,12 +22,17 @@ class Ratio:
     high: float
     """Upper end of the 95 % interval."""
     processes: int
-    """Of the row that has fewer. One alone knows nothing of what changes from process to process."""
+    """Of the row that has fewer."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the interval says anything: one process cannot tell what changes between them."""
+        return self.processes > 1
 
     @property
     def real(self) -> bool:
         """Whether the two can be told apart: the interval excludes 1."""
-        return self.processes > 1 and not self.low <= 1.0 <= self.high
+        return self.bounded and not self.low <= 1.0 <= self.high
 
 
 def difference(one: Record, other: Record) -> str | None:
@@ -89,13 +94,10 @@ def find_ratios(
         key = workload_of(record)
         if key not in bases:
             bases[key] = find_baseline([each for each in records if workload_of(each) == key], baseline)
-    found: list[Ratio | None] = []
+    found = []
     for record in records:
         base = bases[workload_of(record)]
-        if base and record.timed:
-            found.append(compare_rows(beside(record, base, others), record))
-        else:
-            found.append(None)
+        found.append(compare_rows(beside(record, base, others), record) if base and record.timed else None)
     return found
 
 

@@ -97,7 +97,7 @@ def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
     if ratio.median == ratio.low == ratio.high == 1.0:
         return "1", ""
     low, high = units.significant(ratio.low), units.significant(ratio.high)
-    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]" if ratio.processes > 1 else ""
+    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]" if ratio.bounded else ""
 
 
 def title(record: Record) -> str:

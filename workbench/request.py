@@ -70,7 +70,8 @@ def settle(request: Request, device: str) -> Settings:
     repeats = request.repeats if request.repeats is not None else REPEATS
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
-    budget_s = request.budget_s if request.budget_s is not None else CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
+    usual_s = CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
+    budget_s = request.budget_s if request.budget_s is not None else usual_s
     if not 0 < budget_s < math.inf:
         raise UserError(f"--budget {budget_s:g}: give a finite number of seconds above 0")
     dtype = request.dtype if request.dtype is not None else ("float32" if on_cpu else "bfloat16")

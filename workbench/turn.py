@@ -38,15 +38,13 @@ class Turn:
     """When the stage began."""
     spent_s: dict[str, float] = field(default_factory=dict)
     """By stage: what the process has taken up to now."""
-    begun: float = 0.0
-    """When the process was started."""
     first_sample_s: float | None = None
-    """What it took until the first sample of any row."""
+    """What the process took until the first sample of any row."""
 
     def run(self, python: str, log: Path, environment: Mapping[str, str], limits: Limits) -> None:
         """Run the process to its end; rows it did not come to have that end as their reason."""
         self.foreign = foreign_work(self.device)
-        self.begun = self.since = time.monotonic()
+        self.since = time.monotonic()
         with Watch(self.device) as self.watch:
             outcome = run(
                 self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
@@ -67,7 +65,8 @@ class Turn:
         elif event["event"] == "progress" and not event["done"]:
             self.watch.begin_samples(event["row"])
             if self.first_sample_s is None:
-                self.first_sample_s = round(time.monotonic() - self.begun, 3)
+                self.enter(self.stage)
+                self.first_sample_s = round(sum(self.spent_s.values()), 3)
         elif event["event"] == "row":
             self.take_row(read_row_result(event["result"]))
         elif event["event"] == "finding":

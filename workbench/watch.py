@@ -44,16 +44,17 @@ class Watch:
         self._doing = "start"
         self._peaks: dict[str, int] = {}
         self._seen: dict[str, list[Sighting]] = {}
-        self._warm_s: dict[str, float] = {}
-        """When the first sample of a row was about to be taken."""
 
     def enter(self, doing: str) -> None:
         """Take note of what the worker does from now on: a stage, or the row it warms up and times."""
         self._doing = doing
 
     def begin_samples(self, row: str) -> None:
-        """Take note that a row is warm and its cache filled: its samples are taken from now on."""
-        self._warm_s[row] = time.monotonic()
+        """Take note that a row's samples are taken from now on; what was seen before is forgotten.
+
+        It was other work: filling a long context heats a card and holds its clock down as steps do not.
+        """
+        self._seen[row] = []
 
     def peak_of(self, row: str) -> int | None:
         """Return the highest use of memory less the use before the start; None for a CPU.
@@ -65,14 +66,8 @@ class Watch:
         return max(0, max(self._peaks.get(doing, 0) for doing in (*MAKING, row)) - self._idle)
 
     def conditions(self, row: str) -> Json:
-        """Return how the GPU was while a row's samples were taken, and the memory held before the start.
-
-        What it does before is other work: it fills a long context, which heats a card and holds its clock
-        down as the steps after it do not.
-        """
-        warm_s = self._warm_s.get(row, 0.0)
-        seen = [each for each in self._seen.get(row, []) if each.at_s >= warm_s]
-        return summarise(seen) | ({} if self._idle is None else {"idle_bytes": self._idle})
+        """Return how the GPU was while a row's samples were taken, and the memory held before the start."""
+        return summarise(self._seen.get(row, [])) | ({} if self._idle is None else {"idle_bytes": self._idle})
 
     def left_behind(self) -> tuple[str, ...]:
         """Warn of memory that others have taken since the start; to be asked once the worker is gone."""

@@ -29,7 +29,7 @@ def name_winner(records: Sequence[Record]) -> str:
 
 def spread(ratio: Ratio) -> str:
     """Write a ratio with its interval, which one process cannot give."""
-    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.processes > 1 else ""
+    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.bounded else ""
     return f"{ratio.median:.2f}x{interval}"
 
 

@@ -152,10 +152,9 @@ class FlashInfer:
         from backends.flashinfer.kernels import set_target
 
         set_target(artefact.target.architecture)
+        from backends.compile.lower import place_ahead
         from backends.flashinfer.engine import FlashInferEngine
 
         if artefact.payload:
-            from backends.compile.lower import place_ahead
-
             place_ahead(weights, artefact.target.device)
         return FlashInferEngine(artefact, weights)

@@ -34,7 +34,6 @@ def test_a_row_tells_what_its_process_spent_in_each_stage(monkeypatch: pytest.Mo
         advance=lambda: None,
     )
     one.watch, one.since = Watch(CPU), now
-    one.begun = now
     for stage, seconds in (("load", 2.0), ("build", 3.0), ("gate", 5.0), ("time", 7.0), ("gate", 11.0)):
         now += seconds
         one.take({"event": "stage", "stage": stage})
