@@ -245,10 +245,9 @@ def copy_in(buffer: Tensor, tokens: np.ndarray) -> None:
 
 def place(weights: Weights, device: torch.device) -> dict[str, Tensor]:
     """Copy every fused tensor to the device, aligned as torch's own allocations are, once for all engines."""
-    read = weights.lent if device.type == "cuda" else weights.arrays  # on a CPU memory is what is measured
     return weights.once(
         f"torch:{device}",
-        lambda: {name: to_torch(array).to(device, copy=True) for name, array in read()},
+        lambda: {name: to_torch(array).to(device, copy=True) for name, array in weights.arrays()},
     )
 
 

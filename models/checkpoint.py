@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import cycle, repeat
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -51,15 +50,13 @@ class Weights:
         A caller that keeps none of them holds two tensors in memory at a time. Raises UserError naming
         a tensor whose values cannot be used.
         """
-        return self._checked(lend=False)
-
-    def lent(self) -> Iterator[tuple[str, Array]]:
-        """Yield the same to a caller that copies each before it asks for the next, which overwrites it.
-
-        Two of the largest tensor are held all the while. That is about twice as fast, since memory that is
-        fresh each time is cleared, page by page, before anything is read into it.
-        """
-        return self._checked(lend=True)
+        digest: Any = xxhash.xxh3_128(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for tensor, array in self._read():
+            digest.update(f"{tensor.name}|{self.dtype}|{tensor.shape}|".encode())
+            digest.update(as_bytes(array))
+            yield tensor.name, array
+            del array  # before the next one is read
+        self._checksum = digest.hexdigest()
 
     def checksum(self) -> str:
         """Return the xxh3-128 of the whole model; free after one full reading.
@@ -79,37 +76,21 @@ class Weights:
             self._memo[key] = make()
         return cast(T, self._memo[key])
 
-    def _checked(self, lend: bool) -> Iterator[tuple[str, Array]]:
-        """Yield every array by its name; the checksum is known when all were."""
-        digest: Any = xxhash.xxh3_128(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for tensor, array in self._read(lend):
-            digest.update(f"{tensor.name}|{self.dtype}|{tensor.shape}|".encode())
-            digest.update(as_bytes(array))
-            yield tensor.name, array
-            del array  # before the next one is read
-        self._checksum = digest.hexdigest()
-
-    def _read(self, lend: bool) -> Iterator[tuple[FusedTensor, Array]]:
+    def _read(self) -> Iterator[tuple[FusedTensor, Array]]:
         """Yield every fused tensor with its values, the next one being read while the caller is at work."""
         self._check_tied()
-        largest = max(prod(tensor.shape) for tensor in self.layout)
-        memory: Iterator[Array | None] = repeat(None)
-        if lend:
-            memory = cycle([np.empty(largest, NUMPY_DTYPES[self.dtype]) for _ in range(2)])
         with ThreadPoolExecutor(1) as ahead:
-            coming = [ahead.submit(self._join, self.layout[0], next(memory))]
+            coming = [ahead.submit(self._join, self.layout[0])]
             for tensor, following in zip(self.layout, (*self.layout[1:], None), strict=True):
                 array = coming.pop().result()
                 if following is not None:
-                    coming.append(ahead.submit(self._join, following, next(memory)))
+                    coming.append(ahead.submit(self._join, following))
                 yield tensor, array
                 del array  # before the one after the next is read
 
-    def _join(self, tensor: FusedTensor, memory: Array | None) -> Array:
-        """Read a tensor's parts, one after the other along the first axis, into `memory` or a fresh array."""
-        if memory is None:
-            memory = np.empty(prod(tensor.shape), NUMPY_DTYPES[self.dtype])
-        joined = memory[: prod(tensor.shape)].reshape(tensor.shape)
+    def _join(self, tensor: FusedTensor) -> Array:
+        """Read a tensor's parts into one array, one after the other along the first axis."""
+        joined = np.empty(tensor.shape, NUMPY_DTYPES[self.dtype])
         end = 0
         for name, shape in tensor.parts:
             begin, end = end, end + shape[0]
