@@ -117,6 +117,7 @@ def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
         rows=drawn,
         columns=COLUMNS,
         more={"lines": lines},
+        notes=section.mixed,
     )
 
 

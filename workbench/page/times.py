@@ -34,7 +34,7 @@ def _card(section: Section) -> Card:
         rows=[_drawn(row) for row in timed],
         columns=COLUMNS,
         members=[row.number for row in section.rows],
-        notes=[f"{each.name}: {each.status}" for each in untimed] + room(section.pairs),
+        notes=[f"{each.name}: {each.status}" for each in untimed] + room(section.pairs) + section.mixed,
     )
 
 

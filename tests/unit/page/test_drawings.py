@@ -8,11 +8,13 @@ from models.config import PRESETS
 from models.work import decode_work, prefill_work, weight_bytes
 from tests.unit.builders import record
 from tests.unit.page.sections import sections_of
+from workbench.page.break_even import break_even_cards
 from workbench.page.charts import CHARTS
 from workbench.page.kernel_shares import kernel_cards
 from workbench.page.pareto import find_front, pareto_cards
 from workbench.page.roofline import roof_points, roofline_cards, work_of
 from workbench.page.times import time_cards
+from workbench.report import MIXED
 
 CEILINGS = {
     "bandwidth_bytes_per_s": {"low": 90.0, "median": 100.0, "high": 110.0},
@@ -109,6 +111,15 @@ def test_times_name_rows_without_one_and_the_least_time() -> None:
     assert card.notes == ["third: oom"]
     assert card.as_json()["members"] == [0, 1, 2]
     assert "compile is fastest" in card.lead
+
+
+def test_answer_and_break_even_of_rows_of_different_calls_say_so() -> None:
+    built = {"cold": 1.0, "warm": 1.0}
+    first, second = record(build_s=built), record("compile", (0.5, 0.5), build_s=built, run="another")
+    for card in (*time_cards(sections_of(first, second)), *break_even_cards(sections_of(first, second))):
+        assert card.notes == [MIXED]
+    (alone,) = time_cards(sections_of(first, record("third", status="oom", run="another")))
+    assert MIXED not in alone.notes
 
 
 def test_kernel_shares_are_drawn_of_rows_that_were_traced() -> None:
