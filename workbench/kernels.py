@@ -8,7 +8,7 @@ from workbench import units
 from workbench.harness import DIGITS
 from workbench.job import Json
 
-NAMES = 25
+NAMES = 16
 """Kernels that a record names; the rest are summed up, so that records stay small."""
 NAME_LENGTH = 100
 """Characters of a kernel's name that a record keeps."""
