@@ -92,6 +92,14 @@ class ExportedPrefill(ExportedOps):
         return out.transpose(1, 2).flatten(2)
 
 
+class SlicedPrefill(ExportedPrefill):
+    """Writes the beginning of the cache as one slice, not position by position."""
+
+    def put(self, cached: Tensor, new: Tensor) -> Tensor:
+        """Return cached [B, K, C, Dh] that begins with new [B, T, K, Dh]."""
+        return cached.slice_scatter(new.transpose(1, 2), dim=2, start=0, end=new.shape[1])
+
+
 class ExportedDecode(ExportedOps):
     """Attends to the whole capacity, with what lies beyond the position masked."""
 
@@ -114,9 +122,10 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class PrefillProgram(nn.Module):
     """Tokens [B, T] int32 from position 0."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, make_ops: type[ExportedPrefill]) -> None:
         super().__init__()
         self.config = config
+        self.make_ops = make_ops
 
     def forward(
         self,
@@ -128,7 +137,7 @@ class PrefillProgram(nn.Module):
     ) -> Step:
         """Return the step; `rope` is cos and sin as `torch_ops.Rope` has them."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        ops = ExportedPrefill(self.config, Cache(keys, values), Rope(*rope), positions)
+        ops = self.make_ops(self.config, Cache(keys, values), Rope(*rope), positions)
         logits, token = forward(ops, self.config, weights, tokens)
         return Step(logits, token, positions[-1:] + 1, ops.keys, ops.values)
 
@@ -155,12 +164,18 @@ class DecodeProgram(nn.Module):
         return Step(logits, token, position + 1, ops.keys, ops.values)
 
 
-def export_prefill(config: DecoderConfig, shapes: Shapes, dtype: str, length: int) -> ExportedProgram:
+def export_prefill(
+    config: DecoderConfig,
+    shapes: Shapes,
+    dtype: str,
+    length: int,
+    make_ops: type[ExportedPrefill] = ExportedPrefill,
+) -> ExportedProgram:
     """Export the prefill of `length` tokens; no weight is allocated."""
     with FakeTensorMode():
         weights, rope, keys, values = describe(config, shapes, dtype)
         tokens = torch.zeros(shapes.batch, length, dtype=torch.int32)
-        return export(PrefillProgram(config), (weights, rope, tokens, keys, values))
+        return export(PrefillProgram(config, make_ops), (weights, rope, tokens, keys, values))
 
 
 def export_decode(config: DecoderConfig, shapes: Shapes, dtype: str) -> ExportedProgram:

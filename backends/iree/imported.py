@@ -30,11 +30,15 @@ def find_importer() -> Callable[[Any], str]:
 
 
 def lower_import(config: DecoderConfig, shapes: Shapes, dtype: str) -> tuple[list[str], str]:
-    """Return the prefills, in the order of the prompts, and the decode step; raises Unsupported."""
-    lower = find_importer()
-    from backends.torch_program import export_decode, export_prefill
+    """Return the prefills, in the order of the prompts, and the decode step; raises Unsupported.
 
-    prefills = [lower(export_prefill(config, shapes, dtype, length)) for length in shapes.prompts]
+    A prefill writes the cache by slices: IREE's code for an NVIDIA GPU (3.13) scatters a whole prompt's
+    values to wrong positions, though not its keys, which are rotated before.
+    """
+    lower = find_importer()
+    from backends.torch_program import SlicedPrefill, export_decode, export_prefill
+
+    prefills = [lower(export_prefill(config, shapes, dtype, n, SlicedPrefill)) for n in shapes.prompts]
     return prefills, lower(export_decode(config, shapes, dtype))
 
 

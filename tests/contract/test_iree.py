@@ -109,6 +109,17 @@ def test_every_part_of_the_state_is_written_where_it_lies() -> None:
         assert [int(argument) for argument, _ in aliases] == [first + result for result in results]
 
 
+def test_an_imported_prefill_has_no_scatter() -> None:
+    """On an NVIDIA GPU IREE puts the values of a whole prompt's where they do not belong."""
+    pytest.importorskip("iree.turbine.aot")
+    prefills, decode = lower_import(LLAMA, SHAPES, "bfloat16")
+    assert len(prefills) == len(SHAPES.prompts)
+    for program in prefills:
+        assert "aten.scatter" not in program
+        assert "aten.slice_scatter" in program
+    assert "aten.scatter" in decode
+
+
 def test_weights_are_arguments(programs: tuple[list[str], str]) -> None:
     for program in (*programs[0], programs[1]):
         assert "tensor<160x64xf32>" in program or "[160,64],f32" in program
