@@ -20,10 +20,12 @@ def name_winner(records: Sequence[Record]) -> str:
     if not close:
         name, lead = leads[0]
         return f"{best.name} is fastest: {spread(lead)} the speed of {name}"
-    names = [best.name, *(name for name, _ in close)]
-    told = f" ({spread(close[0][1])})" if len(close) == 1 else ""
     few = any(lead.processes < ENOUGH for _, lead in close)
     hint = f"; more processes may tell, --repeats {ENOUGH} for instance" if few else ""
+    if not any(lead.bounded for _, lead in leads):
+        return f"{best.name} took least, but one process cannot tell rows apart{hint}"
+    names = [best.name, *(name for name, _ in close)]
+    told = f" ({spread(close[0][1])})" if len(close) == 1 else ""
     return f"{', '.join(names[:-1])} and {names[-1]} cannot be told apart{told}{hint}"
 
 

@@ -47,7 +47,9 @@ def test_two_processes_that_differ_show_little() -> None:
 
 
 def test_one_process_shows_nothing_of_others() -> None:
-    assert "cannot be told apart" in name_winner([row("a", 1.0), row("b", 2.0)])
+    said = name_winner([row("b", 2.0), row("a", 1.0), row("c", 3.0)])
+    assert said.startswith("a took least, but one process cannot tell rows apart; more processes may tell")
+    assert "a, c and b cannot" in name_winner([row("a", 1.0, 1.1), row("b", 2.0), row("c", 1.0, 1.2)])
 
 
 @pytest.mark.parametrize(
