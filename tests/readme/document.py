@@ -1,11 +1,11 @@
-"""Read README.md: its commands, and what it writes as code."""
+"""Read README.md and that of the results: the commands, and what is written as code."""
 
 import re
 import shlex
 
 from tests.cli.conftest import ROOT
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "results/README.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -36,6 +36,12 @@ def test_file_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
+def test_named_results_exist() -> None:
+    named = set(re.findall(r"`(?:results/)?((?:amd|intel|nvidia)-[\w-]+/[\w.-]+)`", TEXT))
+    assert len(named) > 5
+    assert not [path for path in named if not (ROOT / "results" / path).exists()]
+
+
 def test_options_are_those_of_our_commands_and_of_pytest(environment: dict[str, str]) -> None:
     named = set(OPTION.findall(TEXT))
     commands = get_command(app).commands.values()  # type: ignore[attr-defined]
