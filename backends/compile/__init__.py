@@ -30,6 +30,10 @@ TUNED_DECODE: dict[str, bool | int] = {
 is fastest with none: its products go to the vendor library, and max-autotune finds nothing better."""
 SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent_check_all_directions": True}}
 """How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
+SEARCHED = (
+    "the kernels of {} were chosen by timing them in a build that all processes share: another build may end "
+    "a tenth faster or slower, which no interval here shows; --again builds anew"
+)
 ATTENTIONS = ("auto", "flex", "masked", "products")
 SCOPES = ("auto", "layer", "step")
 
@@ -57,6 +61,13 @@ class Plan:
         parts += ["one CUDA graph a step"] if self.replay else []
         parts += ["one program for all layers"] if self.by_layer else []
         return f"configured: {', '.join(parts)}"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say of what the compiler chose by timing that it may choose otherwise the next time."""
+        if self.mode and self.mode.startswith("max-autotune"):
+            return (SEARCHED.format("prefill and decode"),)
+        return (SEARCHED.format("decode"),) if self.decode else ()
 
 
 def choose(options: Mapping[str, str], device: str) -> Plan:
@@ -116,7 +127,7 @@ class Compile:
                 raise Unsupported("compile[stock] has no settings: leave out the other options")
             return Artefact(config, shapes, target, options, definition="common", provenance="stock")
         plan = choose(options, target.device)
-        return Artefact(config, shapes, target, options, "common", plan.provenance, payload=plan)
+        return Artefact(config, shapes, target, options, "common", plan.provenance, plan, plan.warnings)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""

@@ -123,9 +123,8 @@ class FlashInfer:
         plan = plan_around(target, options) if "compile" in options else None
         kernels = f"attention={name_attention(target, options)}, rope, norm, gate"
         own = f"configured: {kernels}, {name_graphs(options)}"
-        return Artefact(
-            config, shapes, target, options, "common", plan.provenance if plan else own, payload=plan
-        )
+        made = Artefact(config, shapes, target, options, "common", plan.provenance if plan else own)
+        return replace(made, payload=plan, warnings=plan.warnings if plan else ())
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
         """Tell the versions of FlashInfer, of what its libraries are linked to, and of nvcc."""
@@ -145,7 +144,7 @@ class FlashInfer:
         options = artefact.options
         use_kernels(artefact.config, artefact.target, choose_attention(options), folder)
         plan = plan_around(artefact.target, options) if "compile" in options else None
-        return replace(artefact, payload=plan)
+        return replace(artefact, payload=plan, warnings=plan.warnings if plan else ())
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; graphs are captured when they first run."""

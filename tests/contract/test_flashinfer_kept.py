@@ -146,6 +146,7 @@ def test_provenance_names_kernels_and_graphs(
 ) -> None:
     _, artefact = build(H100, options)
     assert named in artefact.provenance
+    assert any("chosen by timing" in line for line in artefact.warnings) == ("compile" in options)
 
 
 def test_xqa_brings_its_own_library(library: SimpleNamespace, tmp_path: Path) -> None:

@@ -51,6 +51,26 @@ def test_provenance_names_a_wider_search() -> None:
 
 
 @pytest.mark.parametrize(
+    ("device", "options", "searched"),
+    [
+        ("cuda:0", {}, "of decode"),
+        ("cuda:0", {"mode": "default"}, None),
+        ("cuda:0", {"mode": "max-autotune"}, "of prefill and decode"),
+        ("cpu", {"mode": "max-autotune-no-cudagraphs"}, "of prefill and decode"),
+        ("cpu", {}, None),
+        ("cuda:0", {"stock": ""}, None),
+    ],
+)
+def test_rows_of_kernels_that_were_searched_for_say_so(
+    device: str, options: dict[str, str], searched: str | None
+) -> None:
+    target = Target(device, "bfloat16", "any")
+    warnings = Compile().build(PRESETS["tiny"], Shapes(1, (4,), 32), target, options).warnings
+    assert len(warnings) == (searched is not None)
+    assert all(f"kernels {searched} were chosen by timing" in line for line in warnings)
+
+
+@pytest.mark.parametrize(
     ("options", "provenance"), [({"stock": ""}, "stock"), ({}, "configured: attention=masked")]
 )
 def test_a_record_can_tell_stock_from_configured(options: dict[str, str], provenance: str) -> None:
