@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 WRONG_PROJECTION = 0.5
 WRONG_RATIO = 3.0
-"""Times the error of torch in the same dtype, over a check; right engines have been seen up to 1.1."""
+"""Times the error of torch in the same dtype, over a check; right engines have been seen up to 1.3."""
 WRONG_CELL_RATIO = 4.0
 """The same for one step of one row, where chance weighs more; right engines have been seen up to 1.4."""
 RESOLUTION = 0.04

@@ -1,8 +1,8 @@
 """Check the drained clock against CUDA events: another clock, on the very same prefills. Never a replacement.
 
 The GPU stamps events on the engine's own stream. On an idle stream a pair resolves about 0.5 us, while the
-drained clock also sees the first launch and the host's way back from its wait: 10 to 20 us. So 2 % can be
-asked of prefills longer than about 1 ms only. What differs is marked all the same, whatever the cause: in a
+drained clock also sees the first launch and the host's way back from its wait: 20 to 120 us. So 2 % can be
+asked of prefills longer than a few milliseconds only. What differs is marked all the same, whatever the cause: in a
 shorter prefill it is usually launch and wait, in a longer one work on another stream.
 """
 
