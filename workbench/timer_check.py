@@ -2,8 +2,8 @@
 
 The GPU stamps events on the engine's own stream. On an idle stream a pair resolves about 0.5 us, while the
 drained clock also sees the first launch and the host's way back from its wait: 20 to 120 us. So 2 % can be
-asked of prefills longer than a few milliseconds only. What differs is marked all the same, whatever the cause: in a
-shorter prefill it is usually launch and wait, in a longer one work on another stream.
+asked of prefills longer than a few milliseconds only. What differs is marked all the same, whatever the
+cause: in a shorter prefill it is usually launch and wait, in a longer one work on another stream.
 """
 
 from collections.abc import Sequence
