@@ -139,7 +139,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UserError(
-            f"{folder} needs {needed / 1e9:.1f} GB but the disk has {free / 1e9:.1f} GB free: free some space"
+            f"{folder} needs {needed / 1e6:,.1f} MB but the disk has {free / 1e6:,.1f} MB free: free some, "
+            "or set WORKBENCH_CACHE to a folder on another disk"
         )
 
 

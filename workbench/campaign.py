@@ -22,6 +22,7 @@ from workbench.machine import Device, thread_environment
 from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
+from workbench.record import UNSAVED
 from workbench.request import Settings
 from workbench.rows import finish, gather
 from workbench.source import Source
@@ -192,6 +193,7 @@ class Campaign:
             if entry.failure is None:
                 self.store.forget(self.device.name, entry.key)
         except UserError as error:
+            entry.record = replace(entry.record, warnings=(*entry.record.warnings, UNSAVED))
             self.complain(error)
 
     def complain(self, error: UserError) -> None:
@@ -232,7 +234,7 @@ class Campaign:
         if not outcome.ok:
             raise UserError(
                 f"nothing can be verified, so nothing is timed: the golden logits failed: {outcome.reason}; "
-                "they need torch (see `python -m workbench backends`) and memory for one layer in float32"
+                "they need torch (see `python -m workbench backends`), disk, and memory for one float32 layer"
             )
 
     def measure_ceilings(self) -> Json:

@@ -28,7 +28,8 @@ INTERRUPTED = 130
 """Exit code: stopped from the keyboard."""
 STOPPED = (
     "stopped; what was measured is kept: the same command goes on from there, one of fewer --repeats ends "
-    "with the processes that there are, and one with --again or --against begins anew"
+    "with the processes that there are, and one with --again or --against begins anew; engines that were "
+    "not finished are gone"
 )
 
 
@@ -175,12 +176,15 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "free space, or set WORKBENCH_CACHE to a folder that can be written"
+        hint = "free space there, or set WORKBENCH_CACHE if it is the cache that has none"
         raise SystemExit(complain(f"{where}{error.strerror or error}: {hint}")) from error
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        raise SystemExit(complain(error.format_message())) from error
+        message = error.format_message()  # none where the help was printed instead
+        raise SystemExit(complain(message) if message else options.USAGE) from error
+    if code == INTERRUPTED:  # typer has caught it
+        print(STOPPED, file=sys.stderr)
     raise SystemExit(code or 0)
 
 

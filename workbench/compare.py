@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from models.errors import UserError
-from workbench import dryrun, report
+from workbench import dryrun, exports, report
 from workbench.building.pickup import Engines, pick_up
 from workbench.building.store import EngineStore
 from workbench.caches import LOCKS
@@ -105,12 +105,13 @@ def write(records: Sequence[Record], baseline: str | None, form: str, kernels: b
     """Print the rows to stdout in the form asked for; `kernels` adds theirs to what people read."""
     result = report.Report(tuple(records), tuple(find_ratios(records, baseline)), kernels)
     if form == "json":
-        print(report.as_json(result))
+        print(exports.as_json(result))
     elif form == "csv":
-        print(report.as_csv(result))
+        print(exports.as_csv(result))
     elif form == "md":
         print(report.markdown(result))
     else:
         report.print_table(result, report.stdout())
-    if form in ("table", "md") and any(record.timed for record in records):
-        print(f"\n{report.run_line(records)}")
+    line = report.run_line(records)
+    if form in ("table", "md") and line:
+        print(f"\n{line}")

@@ -56,8 +56,8 @@ class Events:
         """Say that the job failed, and how; the log gets the traceback."""
         status, reason = classify(error, self.stage)
         trace = "".join(traceback.format_exception(error))
-        print(trace, file=sys.stderr, flush=True)
         self.send("error", status=status, reason=reason, traceback=trace)
+        print(trace, file=sys.stderr, flush=True)  # last: the log may be on the very disk that is full
 
 
 _FIELDS: dict[str, tuple[str, ...]] = {

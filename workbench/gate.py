@@ -30,7 +30,7 @@ def verify(engine: Engine, golden: Golden, batch: int, progress: Progress | None
     """
     golden = golden.first_rows(gate_rows(batch))
     if not (np.isfinite(golden.reference_error) & (golden.reference_error > 0)).all():
-        return Verdict(False, "cannot be verified: golden holds no finite error of torch", None)
+        return Verdict(False, "cannot be verified: torch's error with these weights is 0 or not finite", None)
     checks: list[Check] = []
     again = np.isin(golden.prompts, golden.lengths).sum()
     total = 2 * len(golden.prompts) + int(again) + len(golden.lengths)

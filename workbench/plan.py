@@ -71,13 +71,15 @@ class PlannedGroup:
     rows: tuple[PlannedRow, ...]
 
 
-def plan(config: DecoderConfig, workload: Workload) -> tuple[PlannedGroup, ...]:
+def plan(
+    config: DecoderConfig, workload: Workload, context_option: str = "--context"
+) -> tuple[PlannedGroup, ...]:
     """Cut a workload into engines: one for each batch and context, prompts on the smallest that holds them.
 
     A cache no larger than its context needs keeps backends that read the whole cache comparable with
     those that slice it. Raises UserError where the model or the clock does not allow the workload.
     """
-    check(config, workload)
+    check(config, workload, context_option)
     groups = []
     for batch in workload.batches:
         contexts = sorted(workload.contexts) if "decode" in workload.phases else []
@@ -111,12 +113,12 @@ def slope_rows(group: PlannedGroup) -> list[PlannedRow]:
     return [replace(row, lead=min(SLOPE_LEAD, row.length)) for row in group.rows if row.phase == "decode"]
 
 
-def check(config: DecoderConfig, workload: Workload) -> None:
+def check(config: DecoderConfig, workload: Workload, context_option: str) -> None:
     """Refuse what cannot be measured; raises UserError."""
     for name, values in (
         ("--batch", workload.batches),
         ("--prompt", workload.prompts),
-        ("--context", workload.contexts),
+        (context_option, workload.contexts),
     ):
         if not values or min(values) < 1:
             raise UserError(f"{name} {','.join(map(str, values))}: every value must be at least 1")
@@ -127,7 +129,7 @@ def check(config: DecoderConfig, workload: Workload) -> None:
     if not workload.phases or not set(workload.phases) <= set(PHASES):
         raise UserError(f"--phases {','.join(workload.phases)}: choose from {', '.join(PHASES)}")
     if "decode" in workload.phases:
-        limit("--context", max(workload.contexts), workload.steps, config)
+        limit(context_option, max(workload.contexts), workload.steps, config)
     if "prefill" in workload.phases:
         limit("--prompt", max(workload.prompts), 0, config)
 
@@ -137,7 +139,10 @@ def limit(option: str, length: int, steps: int, config: DecoderConfig) -> None:
     needed = capacity_for(length, steps)
     if needed > config.max_positions:
         largest = length - (needed - config.max_positions)
+        possible = capacity_for(1, MINIMUM_STEPS if steps else 0) <= config.max_positions
+        advice = "take fewer --steps" if possible and steps else "that is too short for any measurement"
         raise UserError(
-            f"{option} {length} needs {needed} positions with its decode steps; the model is made for "
-            f"{config.max_positions}: {f'use at most {largest}' if largest > 0 else 'take fewer --steps'}"
+            f"{option} {length} needs {needed} positions with its decode steps; the model has "
+            f"{config.max_positions} (its sliding window, if that is shorter than it was made for): "
+            f"{f'use at most {largest}' if largest > 0 else advice}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from models.errors import UserError
-from workbench import report, units
+from workbench import exports, report, units
 from workbench.progress import Progress
 from workbench.record import Record
 from workbench.report import Report
@@ -55,6 +55,9 @@ def check_destination(out: str, form: str) -> Path | None:
     path = Path(out)
     if path.is_dir():
         raise UserError(f"--out {out} is a folder: name a file in it, {path / f'report.{form}'} for instance")
+    other = path.suffix.removeprefix(".")
+    if other != form and other in DEFAULT_OUT:
+        raise UserError(f"--out {out} would hold {form}: add --format {other}, or name it .{form}")
     if not path.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent}; make it or name another")
     return path
@@ -100,7 +103,7 @@ def write(settings: Sequence[Setting], form: str, progress: Progress) -> bytes:
         tuple(record for setting in settings for record in setting.report.records),
         tuple(ratio for setting in settings for ratio in setting.report.ratios),
     )
-    return report.as_parquet(whole) if form == "parquet" else f"{report.as_csv(whole)}\n".encode()
+    return exports.as_parquet(whole) if form == "parquet" else f"{exports.as_csv(whole)}\n".encode()
 
 
 def markdown(settings: Sequence[Setting]) -> str:

@@ -1,7 +1,8 @@
 """How two rows compare: only the same work on the same device, never without an interval. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import UserError
 from workbench.record import OK, WORK_FIELDS, Record, device_identity
@@ -30,6 +31,11 @@ class Ratio:
         return self.processes > 1
 
     @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """The ends of the interval; None where it says nothing."""
+        return (self.low, self.high) if self.bounded else (None, None)
+
+    @property
     def real(self) -> bool:
         """Whether the two can be told apart: the interval excludes 1."""
         return self.bounded and not self.low <= 1.0 <= self.high
@@ -39,10 +45,18 @@ def difference(one: Record, other: Record) -> str | None:
     """Name the first thing that keeps two rows from being compared; None if nothing does."""
     for name in WORK_FIELDS:
         if getattr(one, name) != getattr(other, name):
+            if isinstance(getattr(one, name), Mapping):
+                return f"{name}: {unlike(getattr(one, name), getattr(other, name))}"
             return f"{name}: {getattr(one, name)!r} and {getattr(other, name)!r}"
     if device_identity(one) != device_identity(other):
-        return f"device: {device_identity(one)} and {device_identity(other)}"
+        return f"device: {unlike(device_identity(one), device_identity(other))}"
     return None
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Write what two mappings have not in common: each name with both values."""
+    pairs = {name: (one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other])}
+    return ", ".join(f"{name} ({left} and {right})" for name, (left, right) in pairs.items() if left != right)
 
 
 def compare_rows(base: Record, other: Record) -> Ratio:

@@ -34,6 +34,8 @@ STATUSES = (
     "wrong",
     "implausible",
 )
+UNSAVED = "this row could not be saved: no later command finds it"
+"""Warning of a row that is in the output of its call alone."""
 
 
 @dataclass(frozen=True)

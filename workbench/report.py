@@ -1,22 +1,18 @@
 """Records as people and programs read them: what was held equal, a table, who wins, warnings. Pure."""
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from workbench import datasheets, units
-from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
 from workbench.plan import PlannedRow
 from workbench.ratios import Ratio, workload_of
-from workbench.record import Record, to_json
+from workbench.record import UNSAVED, Record
 from workbench.winner import name_winner
 
 WIDE = 200
@@ -187,8 +183,10 @@ def notes(records: Sequence[Record]) -> list[str]:
 
 
 def run_line(records: Sequence[Record]) -> str:
-    """Name the runs that the rows are of, as `--against` takes them, oldest first."""
-    runs = sorted({record.run for record in records if record.timed})
+    """Name the runs of the rows, as `--against` takes them, oldest first; empty if none was saved."""
+    runs = sorted({record.run for record in records if record.timed and UNSAVED not in record.warnings})
+    if not runs:
+        return ""
     return f"measured in {', '.join(runs)}: `compare --against RUN` measures anew and judges by one of these"
 
 
@@ -230,71 +228,3 @@ def markdown(report: Report) -> str:
             lines += ["", "```text", *kernel_lines(rows_of(section)), "```"]
     lines += ["", *(f"- {line}" for line in notes(report.records))] if notes(report.records) else []
     return "\n".join(lines)
-
-
-def as_json(report: Report) -> str:
-    """Write the rows as one JSON list, each record with its `ratio`."""
-    rows = [
-        to_json(record) | {"ratio": asdict(ratio) if ratio else None}
-        for record, ratio in zip(report.records, report.ratios, strict=True)
-    ]
-    return json.dumps(rows, indent=1)
-
-
-FLAT_FIELDS = (
-    *("phase", "batch", "prompt", "context", "steps", "clock"),
-    *("dtype", "device", "model", "status", "reason"),
-)
-
-
-def flat_rows(report: Report) -> list[Json]:
-    """Turn each row into one level of plain values, with SI units in the names."""
-    return [
-        {"backend": record.name, **{name: getattr(record, name) for name in FLAT_FIELDS}}
-        | flat_numbers(record, ratio)
-        | {"gpu": record.gpu.get("name"), "run": record.run, "created": record.created}
-        for record, ratio in zip(report.records, report.ratios, strict=True)
-    ]
-
-
-def flat_numbers(record: Record, ratio: Ratio | None) -> Json:
-    """Return what was measured of a row; None where it could not be."""
-    time = record.time_s
-    return {
-        "time_s": time.median if time else None,
-        "low_s": time.low if time else None,
-        "high_s": time.high if time else None,
-        "tokens_per_s": record.tokens_per_s,
-        "limit_share": record.limit_share,
-        "ratio_to": ratio.to if ratio else None,
-        "ratio": ratio.median if ratio else None,
-        "ratio_low": ratio.low if ratio else None,
-        "ratio_high": ratio.high if ratio else None,
-        "build_cold_s": record.build_s.get("cold"),
-        "build_warm_s": record.build_s.get("warm"),
-        "build_cached_s": record.build_s.get("cached"),
-        "untuned": record.untuned,
-        "load_s": record.load_s,
-        "peak_bytes": record.peak_bytes.get("total"),
-        "error_ratio": record.error_ratio,
-    }
-
-
-def as_csv(report: Report) -> str:
-    """Write one line a row, with SI units in the column names."""
-    out = io.StringIO()
-    rows = flat_rows(report)
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().rstrip("\n")
-
-
-def as_parquet(report: Report) -> bytes:
-    """Write the same columns as a Parquet file; needs pyarrow."""
-    import pyarrow
-    import pyarrow.parquet
-
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat_rows(report)), out)
-    return out.getvalue()

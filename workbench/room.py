@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from workbench.job import Json
+from workbench.plan import MOST_SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ def largest_fit(room: Room, memory: Json, held_bytes: int) -> Json:
     start, by the driver or by others. `rest` (buffers, the framework, its caches) is taken as measured at
     this row's shape. It grows with batch and prompt, so both are estimates, and more likely too large than
     too small. The largest context is at this batch, and no longer than the model has positions; the largest
-    batch is at this context. Rounded down; empty where the rest is unknown or not even this shape would fit.
+    batch is at this context, and no more than run at once here. Rounded down; empty where the rest is unknown
+    or not even this shape would fit.
     """
     if memory["rest"] is None:
         return {}
@@ -39,5 +41,5 @@ def largest_fit(room: Room, memory: Json, held_bytes: int) -> Json:
     return {
         "tokens": tokens,
         "context": positions - (room.capacity - room.context),
-        "batch": tokens // room.capacity,
+        "batch": min(tokens // room.capacity, MOST_SEQUENCES),
     }

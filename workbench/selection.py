@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from models.errors import UserError
 from workbench.caches import digest
 from workbench.plan import PHASES
-from workbench.ratios import Ratio, difference, find_ratios, workload_of
+from workbench.ratios import Ratio, difference, find_ratios, unlike, workload_of
 from workbench.record import WORK_FIELDS, Record, device_identity
 from workbench.report import Report, short_title
 
@@ -79,26 +79,22 @@ def check_baseline(records: Sequence[Record], name: str | None) -> None:
     """Refuse a named baseline that is nowhere, or that differs from rows of the same work by its protocol."""
     if name is None:
         return
-    bases = [record for record in records if record.name == name]
+    timed = [record for record in records if record.timed]
+    bases = [record for record in timed if record.name == name]
     if not bases:
-        there = ", ".join(sorted({record.name for record in records}))
+        there = ", ".join(sorted({record.name for record in timed})) or "none, since no row has a time"
         raise UserError(f"--baseline {name!r} is not among the rows: choose from {there}")
-    for record in records:
+    for record in timed:
         if any(difference(base, record) is None for base in bases):
             continue
         for base in bases:
             if difference(dataclasses.replace(base, protocol=record.protocol), record) is None:
+                unlike_in = unlike(base.protocol, record.protocol)
                 raise UserError(
                     f"{record.name} cannot be compared with {name} at {short_title(record)}: measured under "
-                    f"protocols that differ in {_unlike(base, record)}; name files of one protocol, or "
-                    "leave --baseline away to see each by itself"
+                    f"protocols that differ in {unlike_in}; name files of one protocol, or leave --baseline "
+                    "away to see each by itself"
                 )
-
-
-def _unlike(base: Record, record: Record) -> str:
-    names = dict.fromkeys([*base.protocol, *record.protocol])
-    pairs = {name: (base.protocol.get(name), record.protocol.get(name)) for name in names}
-    return ", ".join(f"{name} ({other} and {one})" for name, (other, one) in pairs.items() if one != other)
 
 
 def _setting_key(record: Record) -> str:

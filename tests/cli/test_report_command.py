@@ -59,7 +59,10 @@ def test_markdown_has_a_heading_and_tables_for_each_device_and_goes_into_a_file(
 def test_parquet_has_the_columns_of_csv(workbench: Run, results: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert workbench("report", "--format", "parquet").returncode == 0
-    rows = parquet.read_table(tmp_path / "report.parquet").to_pylist()
+    table = parquet.read_table(tmp_path / "report.parquet")
+    kinds = {field.name: str(field.type) for field in table.schema}
+    assert (kinds["limit_share"], kinds["batch"], kinds["reason"]) == ("double", "int64", "string")
+    rows = table.to_pylist()
     flat = list(csv.DictReader(io.StringIO(workbench("report", "--format", "csv").stdout)))
     assert [list(row) for row in rows] == [list(row) for row in flat]
     assert [row["time_s"] for row in rows] == [
@@ -117,6 +120,7 @@ def nothing(results: Path) -> None:
         (nothing, ["--results", "absent"], ["there is no absent"]),
         (nothing, ["--out", "absent/report.html"], ["no folder absent"]),
         (nothing, ["--out", "results"], ["is a folder"]),
+        (nothing, ["--out", "rows.csv"], ["would hold html", "--format csv"]),
         (nothing, ["--out", "-"], ["only md and csv"]),
         (nothing, ["--out", "-", "--format", "parquet"], ["only md and csv"]),
         (nothing, ["--format", "pdf"], ["pdf", "html"]),

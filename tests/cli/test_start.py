@@ -47,6 +47,13 @@ def test_parent_imports_no_framework(arguments: list[str], environment: dict[str
     assert done.returncode == 0, done.stderr
 
 
+def test_no_command_is_answered_by_the_help_alone(workbench: Run) -> None:
+    done = workbench()
+    assert done.returncode == 2
+    assert "Usage" in done.stdout + done.stderr
+    assert "Error" not in done.stderr
+
+
 def test_folder_with_packages_of_the_same_names_does_not_disturb(workbench: Run, tmp_path: Path) -> None:
     for name in ("models", "backends"):
         (tmp_path / name).mkdir()

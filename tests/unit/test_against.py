@@ -18,7 +18,7 @@ from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import ProcessRun, Record
 from workbench.request import Request
 from workbench.store import Store
-from workbench.tracking import against
+from workbench.tracking import against, verdict_lines
 from workbench.tracking.against import Judge, compare_against
 from workbench.tracking.changes import changes
 from workbench.tracking.floors import calibration_folder
@@ -72,6 +72,15 @@ def test_rows_are_judged_by_their_earlier_ones(
 ) -> None:
     found = judged(results, later)
     assert (found.verdict.kind, found.regressed) == (kind, regressed)
+
+
+def test_one_process_a_side_has_a_ratio_without_an_interval(tmp_path: Path) -> None:
+    Store(tmp_path, print).append(row(run="first", count=1))
+    Store(calibration_folder(tmp_path), print).append(row(count=10))
+    found = judged(tmp_path, row(2.0, count=1))
+    assert (found.verdict.kind, found.interval) == ("unclear", (None, None))
+    assert verdict_lines.cells(found)[3] == "0.500x"
+    assert json.loads(verdict_lines.as_json([found]))[0]["ratio"] == {"value": 0.5, "low": None, "high": None}
 
 
 def test_a_row_that_lost_its_time_has_regressed(results: Path) -> None:

@@ -20,10 +20,11 @@ from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.work import refuse_mismatch
 from workbench.contestants import Contestant
+from workbench.exports import flat_numbers
 from workbench.job import RowResult
 from workbench.plan import PlannedGroup
 from workbench.record import from_json, row_key, to_json
-from workbench.report import cells, flat_numbers
+from workbench.report import cells
 from workbench.rows import find_builds, finish
 from workbench.selection import identity
 

@@ -1,5 +1,7 @@
 """The plan: which engines a workload needs, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from models.config import PRESETS
@@ -68,6 +70,7 @@ def test_one_phase_alone_plans_no_row_of_the_other() -> None:
         ({"steps": 31}, "--steps 31"),
         ({"contexts": (TINY.max_positions,)}, "--context 2048 needs 2080 positions"),
         ({"prompts": (TINY.max_positions + 1,)}, "--prompt 2049 needs"),
+        ({"contexts": (1,), "steps": 4096}, "take fewer --steps"),
     ],
 )
 def test_impossible_workloads_are_refused_in_one_line(changes: dict[str, object], message: str) -> None:
@@ -75,6 +78,11 @@ def test_impossible_workloads_are_refused_in_one_line(changes: dict[str, object]
         plan(TINY, workload(**changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_too_short_for_any_step_is_not_told_to_take_fewer() -> None:
+    with pytest.raises(UserError, match=r"--max-context 128 needs 160 positions.*too short for any"):
+        plan(replace(TINY, max_positions=16), workload(contexts=(128,)), "--max-context")
 
 
 def test_largest_allowed_context_is_named_and_is_allowed() -> None:

@@ -7,9 +7,10 @@ import json
 from rich.console import Console
 
 from tests.unit.builders import record
+from workbench.exports import as_csv, as_json
 from workbench.ratios import find_ratios
-from workbench.record import Record
-from workbench.report import COLUMNS, WIDE, Report, as_csv, as_json, markdown, notes, print_table
+from workbench.record import UNSAVED, ProcessRun, Record
+from workbench.report import COLUMNS, WIDE, Report, markdown, notes, print_table, run_line
 
 MODE = {"mode": "default"}
 FAST = record("compile", (0.5, 0.51, 0.49), options=MODE, limit_share=0.84, error_ratio=1.02)
@@ -39,6 +40,26 @@ def test_json_is_one_list_of_records_with_their_ratios() -> None:
     assert 1.9 < rows[1]["ratio"]["low"] <= rows[1]["ratio"]["high"] < 2.1
     assert rows[2]["ratio"] is None
     assert rows[2]["time_s"] is None
+
+
+def test_a_ratio_of_one_process_has_no_interval_for_programs_either() -> None:
+    one, other = (
+        record(name, processes=(ProcessRun((time, time)),)) for name, time in (("eager", 1.0), ("b", 2.0))
+    )
+    assert [json.loads(as_json(report(one, other)))[1]["ratio"][end] for end in ("low", "high")] == [
+        None,
+        None,
+    ]
+    (_, row) = csv.DictReader(io.StringIO(as_csv(report(one, other))))
+    assert (float(row["ratio"]), row["ratio_low"], row["ratio_high"]) == (0.5, "", "")
+
+
+def test_a_run_that_was_not_saved_is_not_offered() -> None:
+    lost = record("lost", run="20260301T101500-aaaaaa", warnings=(UNSAVED,))
+    assert run_line([lost]) == ""
+    kept = run_line([lost, record("kept", run="20260301T101500-bbbbbb")])
+    assert "bbbbbb" in kept
+    assert "aaaaaa" not in kept
 
 
 def test_table_begins_with_what_was_held_equal() -> None:

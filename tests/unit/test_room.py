@@ -2,6 +2,7 @@
 
 import pytest
 
+from workbench.plan import MOST_SEQUENCES
 from workbench.room import Room, largest_fit
 
 GIB = 1 << 30
@@ -21,6 +22,11 @@ def test_what_the_weights_and_the_rest_leave_is_for_the_cache():
 def test_context_is_at_the_rows_batch():
     found = largest_fit(Room(80 * GIB, 128 << 10, 8, 1024, 1088, 131_072), MEMORY, held_bytes=GIB)
     assert found["context"] == 491_520 // 8 - 64
+
+
+def test_no_batch_is_named_that_cannot_be_asked_for():
+    small = Room(80 * GIB, 16, 1, 1024, 1088, 131_072)
+    assert largest_fit(small, MEMORY, 0)["batch"] == MOST_SEQUENCES
 
 
 def test_it_is_rounded_down():

@@ -128,6 +128,14 @@ def test_baseline_of_another_protocol_is_refused_with_what_differs() -> None:
     assert len(select(rows)) == 2
 
 
+def test_a_row_without_a_time_needs_no_baseline_and_is_none() -> None:
+    rows = [record("eager", protocol={"gate": 1, "processes": 2})]
+    rows.append(record("compile", status="crashed", protocol={"gate": 1, "processes": 3}))
+    assert [setting.report.ratios for setting in select(rows, "eager")][1] == (None,)
+    with pytest.raises(UserError, match="'compile' is not among the rows: choose from eager"):
+        select(rows, "compile")
+
+
 def test_progress_is_told_of_every_workload() -> None:
     done = []
     select([record(), record(batch=8), record(gpu=H200)], advance=lambda: done.append(1))

@@ -67,7 +67,9 @@ def place_orders(request: BuildRequest) -> list[Order]:
     wanted = request.backends or tuple((name, {}) for name in registry.names() if _can_keep(name))
     here = {name: find_here(name, devices) for name in request.targets}
     settings = {name: request.settle(name) for name in request.targets}
-    groups = {name: plan(read_model(each.model), each.workload) for name, each in settings.items()}
+    groups = {
+        name: plan(read_model(each.model), each.workload, "--max-context") for name, each in settings.items()
+    }
     aims = [aim(name, settings[name].dtype, here[name]) for name in request.targets]
     orders = []
     for named, answers in zip(wanted, answer_all(request, wanted, aims), strict=True):

@@ -49,6 +49,8 @@ class EngineStore:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
+        self.named = root is not None
+        """By the user, so that it is to be there."""
 
     def prepare(self) -> None:
         """Make sure that engines can be written; raises UserError."""
@@ -87,7 +89,12 @@ class EngineStore:
             pass  # a store that can only be read serves all the same
 
     def folders(self) -> list[Path]:
-        """List the folders of all engines, damaged ones too: nothing else that may lie in such a place."""
+        """List the folders of all engines, damaged ones too: nothing else that may lie in such a place.
+
+        Raises UserError for a store that was named and is not there.
+        """
+        if self.named and not self.root.is_dir():
+            raise UserError(f"--engines {self.root}: there is no such folder; `build` makes it")
         found = self.root.glob("[!.]*/*")
         return sorted(path for path in found if ENGINE.fullmatch(path.name) and path.is_dir())
 

@@ -110,6 +110,8 @@ def refuse_mismatch(manifest: Manifest, folder: Path, target: Target, compilers:
         code = inspect([folder / name for name in manifest.files], target.architecture)
         if code.fault:
             raise Unsupported(f"the engine {recipe.key} is for {recipe.target}: {code.fault}")
+    if target.device == "cpu" and recipe.architecture.startswith("sm_"):
+        raise Unsupported(f"the engine {recipe.key} is for {recipe.target}, and this is a CPU")
     if recipe.compilers != compilers:
         raise Unsupported(
             f"the engine {recipe.key} was built with {tell_difference(recipe.compilers, compilers)}: "

@@ -39,6 +39,14 @@ class Judged:
         return self.base.time_s if self.base else None, self.record.time_s
 
     @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """The ends of the ratio's interval; None where there is no ratio, or one process a side."""
+        alone = self.base is None or min(len(each.processes) for each in (self.base, self.record)) < 2
+        if self.verdict is None or alone:
+            return None, None
+        return self.verdict.ratio.low, self.verdict.ratio.high
+
+    @property
     def changes(self) -> list[str]:
         """What else is not the same."""
         return changes(self.base, self.record) if self.base else []
@@ -51,7 +59,7 @@ def cells(judged: Judged) -> list[str]:
     if judged.verdict is None:
         return [name, before, now, "-", judged.record.status, "-"]
     found = judged.verdict
-    return [name, before, now, ratio_text(found), found.kind, units.percent(found.threshold)]
+    return [name, before, now, ratio_text(judged), found.kind, units.percent(found.threshold)]
 
 
 def time_cell(time: Time | None) -> str:
@@ -59,10 +67,12 @@ def time_cell(time: Time | None) -> str:
     return f"{units.seconds(time.median)} {units.interval(time.low, time.high, time.median)}" if time else "-"
 
 
-def ratio_text(verdict: Verdict) -> str:
+def ratio_text(judged: Judged) -> str:
     """Write how many times as fast a row is as it was, with the interval."""
-    ratio = verdict.ratio
-    return f"{ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}]"
+    assert judged.verdict is not None
+    low, high = judged.interval
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{judged.verdict.ratio.value:.3f}x{interval}"
 
 
 def sentence(judged: Judged) -> str:
@@ -71,7 +81,7 @@ def sentence(judged: Judged) -> str:
     if judged.verdict is None:
         return f"{name}: {judged.record.status}: {judged.record.reason}"
     found = judged.verdict
-    return f"{name}: {found.kind}: {ratio_text(found)}, least change {units.percent(found.threshold)}"
+    return f"{name}: {found.kind}: {ratio_text(judged)}, least change {units.percent(found.threshold)}"
 
 
 def remarks(rows: Sequence[Judged]) -> list[str]:
@@ -105,14 +115,14 @@ def markdown(rows: Sequence[Judged], name: str) -> str:
 
 def facts(judged: Judged) -> dict[str, object]:
     """Return one row's verdict as plain values; `ratio` is the earlier time over the later one."""
-    verdict = judged.verdict
+    verdict, (low, high) = judged.verdict, judged.interval
     times = dict(zip(("before", "now"), judged.times, strict=True))
     return {
         "backend": judged.record.name,
         "row": short_title(judged.record),
         "verdict": verdict.kind if verdict else None,
         "reason": verdict.reason if verdict else f"{judged.record.status}: {judged.record.reason}",
-        "ratio": asdict(verdict.ratio) if verdict else None,
+        "ratio": {"value": verdict.ratio.value, "low": low, "high": high} if verdict else None,
         "threshold": verdict.threshold if verdict else None,
         "changes": judged.changes,
         "runs": {"before": judged.base.run if judged.base else None, "now": judged.record.run},
@@ -135,11 +145,7 @@ def as_csv(rows: Sequence[Judged]) -> str:
     for each in rows:
         times = [time.median if time else None for time in each.times]
         verdict = each.verdict
-        numbers = (
-            [verdict.ratio.value, verdict.ratio.low, verdict.ratio.high, verdict.threshold]
-            if verdict
-            else [None] * 4
-        )
+        numbers = [verdict.ratio.value, *each.interval, verdict.threshold] if verdict else [None] * 4
         kind = verdict.kind if verdict else each.record.status
         writer.writerow([each.record.name, short_title(each.record), kind, *numbers, *times])
     return out.getvalue().rstrip("\n")
