@@ -188,12 +188,15 @@ class Campaign:
             self.source.config, self.settings.dtype, self.device, entry.group, entry.row, results, before
         )
         entry.record = finish(entry.blank, results, evidence)
+        saved = False
         try:
             self.store.append(entry.record)
+            saved = True
             if entry.failure is None:
                 self.store.forget(self.device.name, entry.key)
         except UserError as error:
-            entry.record = replace(entry.record, warnings=(*entry.record.warnings, UNSAVED))
+            if not saved:
+                entry.record = replace(entry.record, warnings=(*entry.record.warnings, UNSAVED))
             self.complain(error)
 
     def complain(self, error: UserError) -> None:

@@ -1,4 +1,4 @@
-"""How two rows compare: only the same work on the same device, never without an interval. Pure."""
+"""How two rows compare: only the same work on the same device. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,14 +61,14 @@ def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def compare_rows(base: Record, other: Record) -> Ratio:
     """Compare two timed rows; raises UserError if they are not the same work on the same device."""
-    unlike = difference(base, other)
-    if unlike:
-        raise UserError(f"{base.name} and {other.name} cannot be compared: they differ in {unlike}")
+    found = difference(base, other)
+    if found:
+        raise UserError(f"{base.name} and {other.name} cannot be compared: they differ in {found}")
     processes = min(len(base.processes), len(other.processes))
     if base is other:
         return Ratio(base.name, 1.0, 1.0, 1.0, processes)
-    found = ratio_interval(samples(base), samples(other))
-    return Ratio(base.name, found.value, found.low, found.high, processes)
+    ratio = ratio_interval(samples(base), samples(other))
+    return Ratio(base.name, ratio.value, ratio.low, ratio.high, processes)
 
 
 def samples(record: Record) -> list[tuple[float, ...]]:
