@@ -48,7 +48,9 @@ class Estimate:
     batch: int
     length: int
     state: str
-    """`measured` before, `measure` now, or the status of a row that cannot run, with the reason."""
+    """`measured` before, `measure` now (perhaps with a doubt), or the status of a row that cannot run, with
+    the reason.
+    """
     time_s: float
     """Estimated wall time of all its processes; 0 where nothing is left to do."""
     memory_bytes: int
@@ -75,21 +77,23 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
     once = (PROCESS_S + gate) / len(entry.group.rows) + settings.budget_s
     logits = 4 * shapes.batch * config.vocab_size
     cache = cache_bytes(config, settings.dtype, shapes.batch, shapes.capacity)
+    memory = weight_bytes(config, settings.dtype) + cache + logits
     return Estimate(
         backend=entry.contestant.name,
         phase=row.phase,
         batch=row.batch,
         length=row.length,
-        state=state_of(entry.record),
+        state=state_of(entry.record, memory, device.memory_bytes),
         time_s=missing * once,
-        memory_bytes=weight_bytes(config, settings.dtype) + cache + logits,
+        memory_bytes=memory,
     )
 
 
-def state_of(record: Record | None) -> str:
-    """Say what becomes of a row."""
+def state_of(record: Record | None, needed_bytes: int, memory_bytes: int | None) -> str:
+    """Say what becomes of a row that needs so much of the device's memory, if that is known."""
     if record is None:
-        return "measure"
+        small = memory_bytes is not None and needed_bytes > memory_bytes
+        return f"measure, but {units.size(memory_bytes or 0)} are here" if small else "measure"
     return "measured" if record.timed else f"{record.status}: {record.reason}"
 
 

@@ -62,8 +62,10 @@ def age(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Write a coarse time: `2 min 05 s`."""
+    """Write a coarse time: `2 min 05 s`, `3 h 07 min`."""
     minutes, rest = divmod(round(value), 60)
+    if minutes >= 120:
+        return f"{minutes // 60:,} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 

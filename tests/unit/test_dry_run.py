@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from workbench.dryrun import Estimate, write
+from workbench.dryrun import Estimate, state_of, write
+
+GIB = 1 << 30
 
 ROWS = (
     Estimate("eager", "prefill", 1, 64, "measure", 30.0, 1 << 20),
@@ -34,6 +36,13 @@ def test_markdown_is_a_table_with_the_sum_under_it(capsys: pytest.CaptureFixture
     assert "missing: torch is not installed" in rows[1]
     assert empty == ""
     assert last == "about 30 s in all, at least 1.00 GiB of memory at a time; nothing was measured"
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"), [(None, "measure"), (GIB, "measure"), (GIB // 2, "measure, but 512 MiB are here")]
+)
+def test_a_row_that_needs_more_than_there_is_says_so(memory: int | None, said: str) -> None:
+    assert state_of(None, GIB, memory) == said
 
 
 def test_people_read_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,8 @@ def test_percent(share: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(9.4, "9 s"), (125, "2 min 05 s"), (119.9, "2 min 00 s"), (59.7, "1 min 00 s")]
+    ("value", "text"),
+    [(9.4, "9 s"), (125, "2 min 05 s"), (119.9, "2 min 00 s"), (59.7, "1 min 00 s"), (11_230, "3 h 07 min")],
 )
 def test_duration(value: float, text: str) -> None:
     assert units.duration(value) == text
