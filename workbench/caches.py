@@ -1,9 +1,11 @@
 """Where things are kept between runs: presets, golden files, and the compilers' own caches."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -34,6 +36,21 @@ def cache_root() -> Path:
         return Path(named).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "workbench"
+
+
+def bytecode_environment(python: str) -> dict[str, str]:
+    """Have workers keep the bytecode of what they import, where nothing else does; empty where it is there.
+
+    In many containers torch comes without, and Python is told to write none: each process would compile
+    torch's sources anew, over ten seconds long with those of its compiler.
+    """
+    spec = importlib.util.find_spec("torch") if python == sys.executable else None
+    if spec is None or spec.origin is None or sys.pycache_prefix is not None:
+        return {}
+    writes = not sys.dont_write_bytecode and os.access(Path(spec.origin).parent, os.W_OK)
+    if writes or Path(importlib.util.cache_from_source(spec.origin)).exists():
+        return {}
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(cache_root() / "bytecode")}
 
 
 MEASURING = (

@@ -20,6 +20,7 @@ from typing import IO
 
 from models.errors import UserError
 from workbench import job as jobs
+from workbench.caches import bytecode_environment
 from workbench.events import read_event
 from workbench.job import Json, MeasureJob
 from workbench.packages import import_folder
@@ -131,7 +132,7 @@ def _start(
 
 def _variables(python: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Return a worker's whole environment."""
-    variables = {**os.environ, **environment}
+    variables = {**os.environ, **bytecode_environment(python), **environment}
     path = variables.get("PYTHONPATH")
     own = str(import_folder(python))
     variables["PYTHONPATH"] = f"{own}{os.pathsep}{path}" if path else own

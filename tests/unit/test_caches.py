@@ -1,11 +1,15 @@
 """Which edits make a backend's rows be measured anew."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from backends import registry
-from workbench.caches import code_version, imported_from_backends, lowering_version
+from workbench import caches
+from workbench.caches import bytecode_environment, code_version, imported_from_backends, lowering_version
 
 IDS = (None, *registry.BUILTIN)
 
@@ -95,3 +99,39 @@ def test_every_import_from_backends_is_seen(tmp_path: Path):
         "from backends import registry\n"
     )
     assert imported_from_backends([module]) == {"iree", "null", "xla", "eager"}
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Stand in for torch, installed without bytecode where Python is told to write none."""
+    found = tmp_path / "torch" / "__init__.py"
+    found.parent.mkdir()
+    found.touch()
+    monkeypatch.setattr(caches.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=str(found)))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return found
+
+
+def test_workers_keep_the_bytecode_that_nothing_else_keeps(source: Path, tmp_path: Path) -> None:
+    found = bytecode_environment(sys.executable)
+    assert found == {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "cache/bytecode")}
+    assert bytecode_environment("/another/python") == {}  # what it has cannot be seen from here
+
+
+@pytest.mark.parametrize("where", ["there", "written", "elsewhere", "no torch"])
+def test_bytecode_is_left_to_python_where_it_is_or_will_be(
+    source: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "there":
+        kept = Path(importlib.util.cache_from_source(str(source)))
+        kept.parent.mkdir()
+        kept.touch()
+    elif where == "written":
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    elif where == "elsewhere":
+        monkeypatch.setattr(sys, "pycache_prefix", "/mine")
+    else:
+        monkeypatch.setattr(caches.importlib.util, "find_spec", lambda name: None)
+    assert bytecode_environment(sys.executable) == {}
