@@ -171,9 +171,8 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         raise SystemExit(complain(str(error))) from error
-    except (typer.Abort, KeyboardInterrupt):
-        print(STOPPED, file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    except (typer.Abort, KeyboardInterrupt):  # some releases of typer return its exit code instead
+        code = INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         hint = "free space there, or set WORKBENCH_CACHE if it is the cache that has none"
@@ -183,7 +182,7 @@ def main() -> None:
             raise
         message = error.format_message()  # none where the help was printed instead
         raise SystemExit(complain(message) if message else options.USAGE) from error
-    if code == INTERRUPTED:  # typer has caught it
+    if code == INTERRUPTED:
         print(STOPPED, file=sys.stderr)
     raise SystemExit(code or 0)
 

@@ -91,10 +91,11 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
 
 def state_of(record: Record | None, needed_bytes: int, memory_bytes: int | None) -> str:
     """Say what becomes of a row that needs so much of the device's memory, if that is known."""
-    if record is None:
-        small = memory_bytes is not None and needed_bytes > memory_bytes
-        return f"measure, but {units.size(memory_bytes or 0)} are here" if small else "measure"
-    return "measured" if record.timed else f"{record.status}: {record.reason}"
+    if record is not None:
+        return "measured" if record.timed else f"{record.status}: {record.reason}"
+    if memory_bytes is not None and needed_bytes > memory_bytes:
+        return f"measure, but {units.size(memory_bytes)} are here"
+    return "measure"
 
 
 def guess(settings: Settings, device: Device, config: DecoderConfig, row: PlannedRow) -> float:

@@ -25,18 +25,19 @@ def plain(ratio: Ratio) -> Json:
     return asdict(ratio) | dict(zip(("low", "high"), ratio.interval, strict=True))
 
 
-FLAT_FIELDS = (
-    *("phase", "batch", "prompt", "context", "steps", "clock"),
-    *("dtype", "device", "model", "status", "reason"),
-)
-
-
-TEXTS = (
-    *("backend", "phase", "clock", "dtype", "device", "model", "status", "reason"),
-    *("ratio_to", "gpu", "run", "created"),
-)
-COUNTS = ("batch", "prompt", "context", "steps", "peak_bytes")
-"""Columns that are no seconds, rates or ratios."""
+FLAT_FIELDS = {
+    "phase": "string",
+    **dict.fromkeys(("batch", "prompt", "context", "steps"), "int64"),
+    **dict.fromkeys(("clock", "dtype", "device", "model", "status", "reason"), "string"),
+}
+"""Fields of the record that are columns as they are, by the kind of their values in Parquet."""
+KINDS = {
+    **FLAT_FIELDS,
+    **dict.fromkeys(("backend", "ratio_to", "gpu", "run", "created"), "string"),
+    "peak_bytes": "int64",
+    "untuned": "bool",
+}
+"""The kinds of all columns but seconds, rates and ratios."""
 
 
 def flat_rows(report: Report) -> list[Json]:
@@ -88,9 +89,7 @@ def as_parquet(report: Report) -> bytes:
     import pyarrow.parquet
 
     rows = flat_rows(report)
-    kinds = dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(COUNTS, pyarrow.int64())
-    kinds["untuned"] = pyarrow.bool_()
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in rows[0]])
+    schema = pyarrow.schema([(name, KINDS.get(name, "float64")) for name in rows[0]])
     out = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), out)
     return out.getvalue()

@@ -64,11 +64,16 @@ def compare_rows(base: Record, other: Record) -> Ratio:
     found = difference(base, other)
     if found:
         raise UserError(f"{base.name} and {other.name} cannot be compared: they differ in {found}")
-    processes = min(len(base.processes), len(other.processes))
+    processes = fewest_processes(base, other)
     if base is other:
         return Ratio(base.name, 1.0, 1.0, 1.0, processes)
     ratio = ratio_interval(samples(base), samples(other))
     return Ratio(base.name, ratio.value, ratio.low, ratio.high, processes)
+
+
+def fewest_processes(one: Record, other: Record) -> int:
+    """Count the processes of the row that has fewer: of a single one an interval says nothing."""
+    return min(len(one.processes), len(other.processes))
 
 
 def samples(record: Record) -> list[tuple[float, ...]]:

@@ -177,9 +177,14 @@ def notes(records: Sequence[Record]) -> list[str]:
             found.setdefault(line, {})[f"{record.name} {short_title(record)}"] = None
     for record in records:
         rivals = [each for each in records if each.timed and workload_of(each) == workload_of(record)]
-        if len({each.run for each in rivals}) > 1:
+        if of_several_calls(rivals):
             found.setdefault(MIXED, {})[short_title(record)] = None
     return [f"{', '.join(names)}: {line}" for line, names in found.items()]
+
+
+def of_several_calls(records: Sequence[Record]) -> bool:
+    """Tell whether rows with a time come from more than one call."""
+    return len({record.run for record in records if record.timed}) > 1
 
 
 def run_line(records: Sequence[Record]) -> str:

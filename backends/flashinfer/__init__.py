@@ -51,6 +51,14 @@ def plan_around(target: Target, options: Mapping[str, str]) -> compiled.Plan:
     return compiled.Plan(named, None, compiled.TUNED_DECODE, replay=False, by_layer=True)
 
 
+def with_plan(artefact: Artefact) -> Artefact:
+    """Add how torch.compile makes all but the attention, if it does."""
+    if "compile" not in artefact.options:
+        return artefact
+    plan = plan_around(artefact.target, artefact.options)
+    return replace(artefact, provenance=plan.provenance, payload=plan, warnings=plan.warnings)
+
+
 def nvcc_release() -> str:
     """Tell the release of the compiler that FlashInfer will find; raises Unsupported."""
     path = find_nvcc()
@@ -120,11 +128,9 @@ class FlashInfer:
         if missing := missing_tool():
             raise Unsupported(f"FlashInfer compiles its kernels and finds no {missing}: {TOOLS[missing]}")
         compile_kernels(config, target, choose_attention(options))
-        plan = plan_around(target, options) if "compile" in options else None
         kernels = f"attention={name_attention(target, options)}, rope, norm, gate"
         own = f"configured: {kernels}, {name_graphs(options)}"
-        made = Artefact(config, shapes, target, options, "common", plan.provenance if plan else own)
-        return replace(made, payload=plan, warnings=plan.warnings if plan else ())
+        return with_plan(Artefact(config, shapes, target, options, "common", own))
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
         """Tell the versions of FlashInfer, of what its libraries are linked to, and of nvcc."""
@@ -141,10 +147,8 @@ class FlashInfer:
         """Take the libraries from the folder, so that nothing is compiled for them; raises Unsupported."""
         from backends.flashinfer.kernels import use_kernels
 
-        options = artefact.options
-        use_kernels(artefact.config, artefact.target, choose_attention(options), folder)
-        plan = plan_around(artefact.target, options) if "compile" in options else None
-        return replace(artefact, payload=plan, warnings=plan.warnings if plan else ())
+        use_kernels(artefact.config, artefact.target, choose_attention(artefact.options), folder)
+        return with_plan(artefact)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; graphs are captured when they first run."""

@@ -15,7 +15,7 @@ from workbench import units
 from workbench.job import Json
 from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
-from workbench.ratios import samples
+from workbench.ratios import fewest_processes, samples
 from workbench.record import Record
 from workbench.report import title
 from workbench.statistics import Interval, saving_interval
@@ -143,7 +143,7 @@ def _drawn(row: Row, base: Row) -> Json:
 def saving(base: Record, other: Record) -> Interval:
     """Estimate the seconds that a row saves in each call; of one process a side it has no interval."""
     saved = saving_interval(samples(base), samples(other))
-    alone = min(len(base.processes), len(other.processes)) == 1
+    alone = fewest_processes(base, other) == 1
     return Interval(saved.value, saved.value, saved.value) if alone else saved
 
 

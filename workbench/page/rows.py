@@ -7,7 +7,7 @@ from itertools import cycle
 from workbench.page.charts import BACKENDS
 from workbench.ratios import Ratio, workload_of
 from workbench.record import Record
-from workbench.report import MIXED, cells, short_title
+from workbench.report import MIXED, cells, of_several_calls, short_title
 from workbench.selection import Setting
 
 FILTERS = ("device", "model", "phase", "batch", "dtype")
@@ -116,7 +116,7 @@ class Section:
     @property
     def mixed(self) -> list[str]:
         """A line of warning where timed rows of different calls are held against each other."""
-        return [MIXED] if len({row.record.run for row in self.rows if row.record.timed}) > 1 else []
+        return [MIXED] if of_several_calls([row.record for row in self.rows]) else []
 
 
 def number_rows(settings: Sequence[Setting]) -> list[Section]:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from workbench import units
+from workbench.ratios import fewest_processes
 from workbench.record import Record, Time
 from workbench.report import held_equal, notes, short_title
 from workbench.tracking.changes import changes
@@ -41,8 +42,7 @@ class Judged:
     @property
     def interval(self) -> tuple[float | None, float | None]:
         """The ends of the ratio's interval; None where there is no ratio, or one process a side."""
-        alone = self.base is None or min(len(each.processes) for each in (self.base, self.record)) < 2
-        if self.verdict is None or alone:
+        if self.base is None or self.verdict is None or fewest_processes(self.base, self.record) == 1:
             return None, None
         return self.verdict.ratio.low, self.verdict.ratio.high
 
