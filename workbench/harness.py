@@ -23,6 +23,8 @@ Sample = tuple[float, float | None]
 """Seconds of the work, and seconds until the call returned where that is of interest."""
 DIGITS = 10
 """Decimals of the seconds that are kept: the clock ticks in nanoseconds, so more would only fill records."""
+ENQUEUE_DIGITS = 7
+"""The same of the host's part of a sample, of which no more than the median is ever compared."""
 
 
 class Timer(Protocol):
@@ -164,7 +166,7 @@ def _collect(
                 progress(len(taken))
     return Samples(
         samples_s=tuple(round(seconds, DIGITS) for seconds, _ in taken),
-        enqueue_s=tuple(round(enqueue, DIGITS) for _, enqueue in taken if enqueue is not None),
+        enqueue_s=tuple(round(enqueue, ENQUEUE_DIGITS) for _, enqueue in taken if enqueue is not None),
         elapsed_s=elapsed,
         settled=warm_up.settled,
     )

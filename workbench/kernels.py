@@ -9,7 +9,9 @@ from workbench.harness import DIGITS
 from workbench.job import Json
 
 NAMES = 16
-"""Kernels that a record names; the rest are summed up, so that records stay small."""
+"""Kernels that a record names at most; the rest are summed up, so that records stay small."""
+SMALL = 0.01
+"""Share of the kernels' time below which a record does not name one."""
 NAME_LENGTH = 100
 """Characters of a kernel's name that a record keeps."""
 SHARE_DIGITS = 8
@@ -119,12 +121,13 @@ def shares(kernels: Sequence[Json]) -> dict[str, float]:
 
 
 def cut(kernels: Sequence[Json]) -> list[Json]:
-    """Keep the first NAMES kernels and sum up the others."""
-    rest = kernels[NAMES:]
-    if not rest:
+    """Keep the first NAMES kernels that are not SMALL and sum up the others, if there are several."""
+    named = [row for row in kernels[:NAMES] if row["share"] >= SMALL]
+    rest = kernels[len(named) :]
+    if len(rest) < 2:
         return list(kernels)
     others = {name: round(sum(row[name] for row in rest), DIGITS) for name in ("count", "total_s", "share")}
-    return [*kernels[:NAMES], {"name": f"{len(rest)} others", **others, "origin": "various"}]
+    return [*named, {"name": f"{len(rest)} others", **others, "origin": "various"}]
 
 
 def origin_of(name: str) -> str:

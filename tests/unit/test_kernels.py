@@ -96,6 +96,14 @@ def test_a_record_names_so_many_kernels_and_sums_up_the_others() -> None:
     assert found["shares"]["generated"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("small", "named"), [(1, 2), (2, 1)])
+def test_several_small_kernels_are_summed_up_and_a_single_one_is_named(small: int, named: int) -> None:
+    traced = [*ran((0, 1000), name=ADD), *(ran((1000, 1004), name=f"tiny_{at}")[0] for at in range(small))]
+    found = summarise(traced, 1, HOST)["kernels"]
+    assert [row["name"] for row in found][named:] == [f"{small} others"][: small - 1]
+    assert sum(row["total_s"] for row in found) == pytest.approx((1000 + 4 * small) * 1e-9)
+
+
 def test_a_pass_without_kernels_is_an_error() -> None:
     with pytest.raises(ValueError, match="no kernel"):
         summarise([], 1, HOST)
