@@ -14,7 +14,7 @@ from workbench.store import Store
 from workbench.tracking.floors import calibration_folder
 from workbench.tracking.follow import follow
 from workbench.tracking.history import History, Wanted, change_points, find_steps, group
-from workbench.tracking.history_lines import facts, step_line, title, write
+from workbench.tracking.history_lines import facts, step_line, title, titles, write
 from workbench.tracking.verdict import threshold
 
 pytest.importorskip("ruptures", reason="install it: pip install 'workbench[track]'")
@@ -43,7 +43,7 @@ def test_a_step_is_found_with_its_interval_and_what_changed() -> None:
     assert step.changes == ("torch 2.11 -> 2.13",)
     line = step_line(ROW[6], step)
     assert line.startswith("2026-01-07 torch 2.11 -> 2.13: -3.")
-    change = facts(History(tuple(ROW), (step,)))["steps"][0]["change"]  # type: ignore[index]
+    change = facts("", History(tuple(ROW), (step,)))["steps"][0]["change"]  # type: ignore[index]
     assert -0.035 < change["low"] < change["value"] < change["high"] < -0.025
 
 
@@ -82,9 +82,17 @@ def test_rows_of_untuned_engines_have_a_history_of_their_own_and_say_so() -> Non
     untuned = [at(day, 2.0, engine=engine) for day in (4, 8)]
     rows = group([*ROW, *untuned])
     assert [len(row) for row in rows] == [12, 2]
-    titles = [title(row[0]) for row in rows]
-    assert titles == [f"eager{each} decode b1 c128, tiny float32, Test CPU" for each in ("", " untuned")]
-    assert [facts(History(tuple(row), ()))["untuned"] for row in rows] == [False, True]
+    names = [title(row[0]) for row in rows]
+    assert names == [f"eager{each} decode b1 c128, tiny float32, Test CPU" for each in ("", " untuned")]
+    assert [facts("", History(tuple(row), ()))["untuned"] for row in rows] == [False, True]
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights() -> None:
+    rows = [History((each,), ()) for each in (at(1, 1.0), at(2, 1.0, weights="0123456789"))]
+    one, other = titles(rows)
+    assert (one.removeprefix(title(rows[0].records[0])), other[-8:]) == (", weights abc", "01234567")
+    assert titles(rows[:1]) == [title(rows[0].records[0])]
+    assert titles([rows[0], rows[0]]) == [title(rows[0].records[0])] * 2
 
 
 @pytest.mark.parametrize(

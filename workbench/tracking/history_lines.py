@@ -20,20 +20,33 @@ COLUMNS = ("finished", "run", "code", "processes", "time", "step")
 
 def write(rows: Sequence[History], as_json: bool) -> None:
     """Print rows with their steps to stdout, then what is needed to find those that are unknown."""
+    named = list(zip(titles(rows), rows, strict=True))
     if as_json:
-        print(json.dumps([facts(row) for row in rows], indent=1))
+        print(json.dumps([facts(name, row) for name, row in named], indent=1))
         return
     console = stdout()
-    for row in rows:
-        print_row(row, console)
+    for name, row in named:
+        print_row(name, row, console)
     for line in dict.fromkeys(row.advice for row in rows if row.advice):
         console.print(line, soft_wrap=True)
 
 
-def print_row(history: History, console: Console) -> None:
+def titles(rows: Sequence[History]) -> list[str]:
+    """Name each row; those of two models of one name, as two folders may be called, by weights too."""
+    records = [row.records[0] for row in rows]
+    weights: dict[str, set[str]] = {}
+    for record in records:
+        weights.setdefault(title(record), set()).add(record.weights)
+    return [
+        f"{name}, weights {record.weights[:8]}" if len(weights[name]) > 1 else name
+        for record, name in zip(records, map(title, records), strict=True)
+    ]
+
+
+def print_row(name: str, history: History, console: Console) -> None:
     """Print the records of one row, and under them its steps."""
     records, steps = history.records, history.steps
-    table = Table(title=title(records[0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
+    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for name in COLUMNS:
         table.add_column(name, overflow="fold")
     at = {step.index: step for step in steps}
@@ -85,12 +98,12 @@ def change_of(verdict: Verdict) -> Interval:
     return Interval(1 / ratio.value - 1, 1 / ratio.high - 1, 1 / ratio.low - 1)
 
 
-def facts(history: History) -> dict[str, object]:
+def facts(name: str, history: History) -> dict[str, object]:
     """Return one row's history as plain values."""
     records = history.records
     names = ("run", "created", "workbench", "versions")
     return {
-        "row": title(records[0]),
+        "row": name,
         "untuned": records[0].untuned,
         "records": [
             {name: getattr(record, name) for name in names}
