@@ -21,10 +21,15 @@ Progress = Callable[[int], None]
 """Told the number of samples so far, between two samples and outside the clock."""
 Sample = tuple[float, float | None]
 """Seconds of the work, and seconds until the call returned where that is of interest."""
-DIGITS = 10
-"""Decimals of the seconds that are kept: the clock ticks in nanoseconds, so more would only fill records."""
-ENQUEUE_DIGITS = 7
+DIGITS = 6
+"""Significant digits of the seconds that are kept: no clock or machine repeats a sample to as many."""
+ENQUEUE_DIGITS = 4
 """The same of the host's part of a sample, of which no more than the median is ever compared."""
+
+
+def kept(seconds: float, digits: int = DIGITS) -> float:
+    """Round to significant digits, so that records hold what was measured and no more."""
+    return float(f"{seconds:.{digits - 1}e}")
 
 
 class Timer(Protocol):
@@ -165,8 +170,8 @@ def _collect(
             if progress is not None:
                 progress(len(taken))
     return Samples(
-        samples_s=tuple(round(seconds, DIGITS) for seconds, _ in taken),
-        enqueue_s=tuple(round(enqueue, ENQUEUE_DIGITS) for _, enqueue in taken if enqueue is not None),
+        samples_s=tuple(kept(seconds) for seconds, _ in taken),
+        enqueue_s=tuple(kept(enqueue, ENQUEUE_DIGITS) for _, enqueue in taken if enqueue is not None),
         elapsed_s=elapsed,
         settled=warm_up.settled,
     )

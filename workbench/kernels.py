@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench import units
-from workbench.harness import DIGITS
+from workbench.harness import kept
 from workbench.job import Json
 
 NAMES = 16
@@ -14,7 +14,7 @@ SMALL = 0.01
 """Share of the kernels' time below which a record does not name one."""
 NAME_LENGTH = 100
 """Characters of a kernel's name that a record keeps."""
-SHARE_DIGITS = 8
+SHARE_DIGITS = 5
 """Decimals of a share that a record keeps."""
 HOST_BOUND = 1.1
 """Launching that takes so many times the kernels' time is what a GPU waits for; an engine whose calls
@@ -72,16 +72,16 @@ def summarise(activities: Sequence[Activity], steps: int, host: HostTimes) -> Js
         "gaps_s": mean_s(span - busy, steps),
         "span_s": mean_s(span, steps),
         "launches": len(activities) / steps,
-        "enqueue_s": round(host.enqueue_s, DIGITS),
-        "wall_s": round(host.wall_s, DIGITS),
+        "enqueue_s": kept(host.enqueue_s),
+        "wall_s": kept(host.wall_s),
         "shares": shares(kernels),
         "kernels": cut(kernels),
     }
 
 
 def mean_s(total_ns: int, steps: int) -> float:
-    """Return the seconds of one step, to as many decimals as samples have."""
-    return round(total_ns * 1e-9 / steps, DIGITS)
+    """Return the seconds of one step, to as many digits as samples have."""
+    return kept(total_ns * 1e-9 / steps)
 
 
 def busy_ns(activities: Sequence[Activity]) -> int:
@@ -126,7 +126,7 @@ def cut(kernels: Sequence[Json]) -> list[Json]:
     rest = kernels[len(named) :]
     if len(rest) < 2:
         return list(kernels)
-    others = {name: round(sum(row[name] for row in rest), DIGITS) for name in ("count", "total_s", "share")}
+    others = {name: kept(sum(row[name] for row in rest)) for name in ("count", "total_s", "share")}
     return [*named, {"name": f"{len(rest)} others", **others, "origin": "various"}]
 
 

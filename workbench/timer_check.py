@@ -15,7 +15,7 @@ import numpy as np
 from backends.contract import Engine
 from backends.cuda_tools import succeed
 from workbench import units
-from workbench.harness import Timer
+from workbench.harness import Timer, kept
 from workbench.job import Json
 
 PREFILLS = 10
@@ -74,8 +74,8 @@ def check_timer(engine: Engine, clock: Timer, stamps: Stamps, prompt: np.ndarray
         engine.prefill()
         stamps.end()
         clock.fence(engine)
-        drained.append(clock.now() - start)
-        events.append(stamps.seconds())
+        drained.append(kept(clock.now() - start))
+        events.append(kept(stamps.seconds()))
     return {"events_s": events, "drained_s": drained}
 
 

@@ -18,6 +18,7 @@ TUNED = "tuned"
 MODES = (TUNED, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 TUNED_DECODE: dict[str, bool | int] = {
     "coordinate_descent_tuning": True,  # also lowers a product with one row to a reduction, and tunes that
+    "coordinate_descent_search_radius": 2,  # by single steps it may stop a quarter short of the best blocks
     "triton.cooperative_reductions": True,  # a norm of one row would otherwise leave all but one SM idle
     # The residual stream and each gate are stored instead of computed anew by all who read them: then all
     # layers run the same few kernels, and a product does not repeat an activation for each of its rows.

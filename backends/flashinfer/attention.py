@@ -120,6 +120,8 @@ class PagedDecode(Planned):
         filled = torch.arange(capacity, dtype=torch.int32, device=device) % PAGE + 1
         self.filled = filled[:, None].repeat(1, batch)  # [C, B]: of the last page, by position
         self.last = self.device(*[1] * batch)
+        # With a block for every SM already, splitting a sequence's cache only adds the joining of its parts.
+        self.whole = batch * config.kv_heads >= torch.cuda.get_device_properties(device).multi_processor_count
         self.wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace,
             "NHD",
@@ -145,6 +147,7 @@ class PagedDecode(Planned):
             config.kv_heads,
             self.width,
             PAGE,
+            disable_split_kv=self.whole,
         )
         self.planned = pages
 

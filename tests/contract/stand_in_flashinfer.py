@@ -26,12 +26,13 @@ class BatchDecodeWithPagedKVCacheWrapper:
 
     def plan(
         self, indptr: Tensor, indices: Tensor, last: Tensor, heads: int, kv_heads: int, width: int, page: int,
-        *, sm_scale: float, q_data_type: torch.dtype,
+        *, sm_scale: float, q_data_type: torch.dtype, disable_split_kv: bool,
     ) -> None:  # fmt: skip
         self.indptr.copy_(indptr)
         self.indices[: len(indices)].copy_(indices)
         self.last.copy_(last)
         self.shape, self.page, self.scale, self.dtype = (heads, kv_heads, width), page, sm_scale, q_data_type
+        self.whole = disable_split_kv
         self.plans += 1
 
     def run(self, q: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:

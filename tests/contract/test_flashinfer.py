@@ -36,6 +36,11 @@ TOKENS = np.random.default_rng(8).integers(0, 160, (2, 40), dtype=np.int32)
 OpenFamily = Callable[[str, str], Weights]
 
 
+def with_sms(count: int) -> SimpleNamespace:
+    """Describe a device of so many SMs."""
+    return SimpleNamespace(multi_processor_count=count)
+
+
 @pytest.fixture
 def engine_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Return a function that loads the engine, each graph replaced by the step it is captured from."""
@@ -45,6 +50,7 @@ def engine_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     event = SimpleNamespace(synchronize=lambda: None, record=lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: with_sms(132))
     attention = importlib.import_module("backends.flashinfer.attention")
     engine = importlib.import_module("backends.flashinfer.engine")
 
@@ -151,6 +157,24 @@ def test_a_plan_is_made_for_each_prompt_and_each_page(
         engine.rewind(position)
         engine.decode()
         assert pages.plans == plans, position
+    engine.close()
+
+
+@pytest.mark.parametrize(("sms", "whole"), [(4, True), (5, False)])
+def test_a_cache_is_split_where_its_heads_leave_an_sm_idle(
+    engine_of: Callable[..., Any],
+    open_family: OpenFamily,
+    monkeypatch: pytest.MonkeyPatch,
+    sms: int,
+    whole: bool,
+) -> None:
+    weights = open_family("llama", "float32")
+    assert SHAPES.batch * weights.config.kv_heads == 4
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: with_sms(sms))
+    engine = engine_of(weights)
+    engine.rewind(4)
+    engine.decode()
+    assert engine.paged.wrapper.whole == whole
     engine.close()
 
 

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 from tests.cli.conftest import ROOT
 from tests.readme.document import TEXT
+from workbench import units
 from workbench.ratios import find_ratios
-from workbench.record import Record, from_json
+from workbench.record import UNSTABLE, Record, from_json
 from workbench.report import cells, title
 from workbench.winner import name_winner
 
 TABLE = re.compile(r"^\*\*(.+)\*\*\n\n\|.*\n\|[-|]+\n((?:\|.*\n)+)\n(.+)\n", re.MULTILINE)
+
+SUMMARY = re.compile(r"^\| work \| (.+) \|\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+"""A table of one line a workload, with a column for each backend."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +57,19 @@ def report(table: Shown, kept: list[Record]) -> tuple[list[str], str]:
     pairs = zip(chosen, find_ratios(chosen, None), strict=True)
     lines = [" | ".join(" ".join(cell).strip() for cell in cells(*pair)) for pair in pairs]
     return [f"| {line} |" for line in lines], name_winner(chosen)
+
+
+def summaries() -> Iterator[tuple[str, str, str]]:
+    """Read the tables of one line a workload: title, as far as it is written, backend, and its cell."""
+    for header, lines in SUMMARY.findall(TEXT):
+        names = header.split(" | ")
+        for line in lines.splitlines():
+            work, *found = line.strip("| ").split(" | ")
+            yield from ((work, name, cell) for name, cell in zip(names, found, strict=True) if cell != "-")
+
+
+def summary(record: Record) -> str:
+    """Write a record as such a table has it: time, share of the limit, and a star if it is unstable."""
+    assert record.time_s is not None and record.limit_share is not None
+    star = "*" if record.status == UNSTABLE else ""
+    return f"{units.seconds(record.time_s.median)} {units.percent(record.limit_share)}{star}"
