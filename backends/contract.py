@@ -19,6 +19,9 @@ POISON = 1024.0
 ANY_NUMBER = ("N",)
 """The values of an option that takes a whole number."""
 
+SOURCES = ("definition", "torch")
+"""The values of an option that says where the model comes from."""
+
 
 class Unsupported(Exception):
     """Say that a backend cannot do this work, with the compiler's own reason; raised by `build` or `load`."""
@@ -50,6 +53,11 @@ class Target:
     """Which GPU it is, `h100` for instance, where it is not in this machine; None: the device is here."""
     tuning: str | None = None
     """A folder with what `Tuner.tune` found for this work on such a device; None: nothing is known."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)

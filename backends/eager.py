@@ -33,9 +33,9 @@ class Eager:
     ) -> Artefact:
         """Note what to run: there is nothing to compile."""
         graph = "graph" in options
-        if graph and not target.device.startswith("cuda"):
+        if graph and not target.on_gpu:
             raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
-        sliced = "configured: decode without cuDNN attention" if target.device.startswith("cuda") else "stock"
+        sliced = "configured: decode without cuDNN attention" if target.on_gpu else "stock"
         provenance = "configured: one CUDA graph a decode step" if graph else sliced
         return Artefact(config, shapes, target, options, definition="common", provenance=provenance)
 

@@ -9,7 +9,7 @@ CAUSE_LENGTH = 300
 
 def describe_failure(name: str, error: Exception, install: str) -> Probe:
     """Say what is not installed, or how a half-installed framework failed, which it does in many ways."""
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and error.name:
         return Probe(reason=f"{error.name} is not installed", install=install)
     return Probe(reason=f"{name} cannot be used: {name_cause(error)}", install=install)
 

@@ -83,13 +83,16 @@ class Campaign:
             lacking = [entry for entry in todo if entry.lacks(repeat)]
             if lacking:
                 self.run_round(repeat, lacking)
+                failed = [entry for entry in lacking if entry.failure]
+                later = range(repeat + 1, self.settings.repeats)
+                self.progress.advance(sum(each not in entry.results for entry in failed for each in later))
         for entry in todo:
             self.complete(entry)
         prune_builds()
 
     def run_round(self, repeat: int, lacking: Sequence[Entry]) -> None:
         """Run a process for each engine, backends in rotating order, between two looks at the ceilings."""
-        before = self.ceilings or self.measure_ceilings()
+        before = self.measure_ceilings() if self.ceilings is None else self.ceilings
         contestants = list({entry.contestant.name: entry.contestant for entry in lacking}.values())
         turn = repeat % len(contestants)
         for group in dict.fromkeys(entry.group for entry in lacking):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from backends.contract import Engine
+from backends.contract import Engine, Unsupported
 from backends.cuda_tools import succeed
 
 
@@ -11,7 +11,7 @@ class Clock:
     """Read the time and wait for the device; tests put a fake in its place."""
 
     def __init__(self, device: str) -> None:
-        """Raise ImportError for a GPU without cuda-bindings."""
+        """Raise Unsupported for a GPU without cuda-bindings."""
         self._wait = wait_for_gpu(device) if device.startswith("cuda") else None
 
     def now(self) -> float:
@@ -28,9 +28,15 @@ class Clock:
 def wait_for_gpu(device: str) -> Callable[[], None]:
     """Return a wait for `cuda:N` that asks no framework, so that it is the same wait for every backend.
 
-    The wait raises RuntimeError once the device has failed.
+    The wait raises RuntimeError once the device has failed. Raises Unsupported without cuda-bindings.
     """
-    from cuda.bindings import runtime
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise Unsupported(
+            f"the clock waits for a GPU by cuda-bindings ({error}): pip install 'cuda-bindings>=13,<14' "
+            "in the backend's environment"
+        ) from error
 
     succeed(runtime, runtime.cudaSetDevice(int(device.partition(":")[2] or 0)))
 

@@ -1,9 +1,8 @@
 """The backends of a comparison, each asked in its own Python whether it works here."""
 
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends import registry
@@ -13,6 +12,7 @@ from workbench.job import ProbeJob
 from workbench.process import run
 from workbench.record import backend_name
 from workbench.request import Named
+from workbench.side_by_side import side_by_side
 
 ALL_OF_A_REQUEST = (
     "its engine answers whole requests from another process, so no clock sees a prefill alone: "
@@ -52,14 +52,17 @@ class Contestant:
 def probe_backends(names: Sequence[str], pythons: Mapping[str, str]) -> dict[str, Probe]:
     """Ask each backend once, in a process of its own, as many at a time as there are cores."""
     ordered = list(dict.fromkeys(names))
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        probes = pool.map(lambda name: probe(name, pythons.get(name, sys.executable)), ordered)
-        return dict(zip(ordered, probes, strict=True))
+    stop = threading.Event()
+    probes = side_by_side(
+        lambda name: probe(name, pythons.get(name, sys.executable), stop.is_set), ordered, stop
+    )
+    return dict(zip(ordered, probes, strict=True))
 
 
-def probe(name: str, python: str) -> Probe:
+def probe(name: str, python: str, stopped: Callable[[], bool]) -> Probe:
     """Ask one backend in its own Python; whatever goes wrong there is the reason it is not usable."""
-    outcome = run(ProbeJob(backend=name), python=python, log=cache_root() / "logs" / f"probe-{name}.log")
+    log = cache_root() / "logs" / f"probe-{name}.log"
+    outcome = run(ProbeJob(backend=name), python=python, log=log, stopped=stopped)
     if outcome.status != "ok" or outcome.result is None:
         return Probe(reason=f"its probe failed in {python}: {outcome.reason}")
     answer = outcome.result

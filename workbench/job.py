@@ -94,7 +94,7 @@ class BurstJob:
 
 @dataclass(frozen=True)
 class CeilingsJob:
-    """Measure a large copy's bandwidth and a large product's rate."""
+    """Measure the bandwidth of a large copy or read, and the rate of a large product."""
 
     device: str
     dtype: str

@@ -23,8 +23,8 @@ return only when the device is done takes a little over 1."""
 IDLE_SHARE = 0.1
 """Share of a call, untraced, that its kernels may leave to the host before the first and after the last."""
 
-VENDOR, FRAMEWORK, GENERATED = "vendor", "framework", "generated"
-ORIGINS = (
+ORIGINS = VENDOR, FRAMEWORK, GENERATED = "vendor", "framework", "generated"
+PATTERNS = (
     (VENDOR, r"flash_(?:fwd|attn)|kernel_mha"),  # wherever they were built into
     (FRAMEWORK, r"^(?:void )?(?:at|c10|at_cuda_detail|cub|thrust|onnxruntime)::|^mem(?:cpy|set)"),
     (FRAMEWORK, r"softmax_warp_forward"),
@@ -116,7 +116,7 @@ def shares(kernels: Sequence[Json]) -> dict[str, float]:
     """Share the kernels' time out among origins."""
     return {
         origin: round(sum(row["share"] for row in kernels if row["origin"] == origin), SHARE_DIGITS)
-        for origin in (VENDOR, FRAMEWORK, GENERATED)
+        for origin in ORIGINS
     }
 
 
@@ -133,7 +133,7 @@ def cut(kernels: Sequence[Json]) -> list[Json]:
 def origin_of(name: str) -> str:
     """Say who wrote a kernel: the vendor's libraries, the framework by hand, or a compiler."""
     plain = name.replace("(anonymous namespace)::", "")
-    return next((origin for origin, pattern in ORIGINS if re.search(pattern, plain)), GENERATED)
+    return next((origin for origin, pattern in PATTERNS if re.search(pattern, plain)), GENERATED)
 
 
 def shorten(name: str) -> str:

@@ -5,17 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from models.errors import UserError
+
 
 @contextmanager
 def opened() -> Iterator[Any]:
-    """Open NVML; raises NVMLError where there is no driver."""
+    """Open NVML; raises UserError where there is no driver, or where it fails meanwhile."""
     import pynvml
 
-    pynvml.nvmlInit()
     try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise UserError(f"NVML does not answer: {error}; see what nvidia-smi says") from error
 
 
 def ask(nvml: Any, call: str, *arguments: Any) -> Any:
@@ -33,13 +38,11 @@ def handle_of(nvml: Any, device: str) -> Any:
 
 def gpu_names() -> list[str]:
     """Name the GPUs that CUDA would show, in its order; none without a driver."""
-    import pynvml
-
     try:
         with opened() as nvml:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in _visible(nvml)]
             return [str(nvml.nvmlDeviceGetName(handle)) for handle in handles]
-    except pynvml.NVMLError:
+    except UserError:
         return []
 
 

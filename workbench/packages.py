@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 from models.errors import UserError
@@ -38,7 +39,7 @@ def link_packages() -> Path:
 def _link(path: Path, target: Path) -> None:
     if path.is_symlink() and path.readlink() == target:
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     unfinished.unlink(missing_ok=True)
     unfinished.symlink_to(target, target_is_directory=True)
     unfinished.replace(path)  # at once, whoever else makes the same link

@@ -136,8 +136,8 @@ def _variables(python: str, environment: Mapping[str, str]) -> dict[str, str]:
     path = variables.get("PYTHONPATH")
     own = str(import_folder(python))
     variables["PYTHONPATH"] = f"{own}{os.pathsep}{path}" if path else own
-    # NVML, by which the parent sees GPUs, counts them so.
-    variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    # NVML, by which the parent sees GPUs, counts them so, whatever order the user prefers.
+    variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return variables
 
 

@@ -67,9 +67,9 @@ class Progress:
         """Start to count `total` pieces of like size, of `guess_s` seconds each."""
         self.bar.reset(self.task, total=total, guess_s=guess_s)
 
-    def advance(self) -> None:
-        """Count one piece as done."""
-        self.bar.advance(self.task)
+    def advance(self, pieces: int = 1) -> None:
+        """Count pieces as done, one unless told otherwise."""
+        self.bar.advance(self.task, pieces)
         self.bar.update(self.task, last_s=self.bar.tasks[0].elapsed)
 
     def warn(self, line: str) -> None:

@@ -150,6 +150,11 @@ class Record:
         return backend_name(self.backend, self.options)
 
     @property
+    def tokens_a_call(self) -> int:
+        """Tokens of one prefill or one decode step, of all sequences."""
+        return self.batch * (self.prompt or 1)
+
+    @property
     def untuned(self) -> bool:
         """Whether its engine was built without the choices that a build on the device would have timed."""
         return bool(self.engine.get("untuned"))

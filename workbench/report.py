@@ -1,4 +1,4 @@
-"""Records as people and programs read them: what was held equal, a table, who wins, warnings. Pure."""
+"""Records as people read them: what was held equal, a table, who wins, warnings."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -168,13 +168,18 @@ def room(section: Section) -> list[str]:
     return [f"{what}: {', '.join(fitting)}"] if fitting else []
 
 
+def row_title(record: Record) -> str:
+    """Name a row in a note: `eager decode b1 c128`."""
+    return f"{record.name} {short_title(record)}"
+
+
 def notes(records: Sequence[Record]) -> list[str]:
     """Collect why rows have no time and every warning, each once, with the rows it belongs to."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
         lines = [f"{record.status}: {record.reason}"] if record.reason else []
         for line in [*lines, *record.warnings]:
-            found.setdefault(line, {})[f"{record.name} {short_title(record)}"] = None
+            found.setdefault(line, {})[row_title(record)] = None
     for record in records:
         rivals = [each for each in records if each.timed and workload_of(each) == workload_of(record)]
         if of_several_calls(rivals):

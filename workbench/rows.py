@@ -157,7 +157,6 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         )
         return dataclasses.replace(record, status="implausible", reason=reason, processes=processes)
     enqueued = [value for result in results for value in result.enqueue_s]
-    tokens = record.batch * (record.prompt or 1)
     conditions = [run.clocks for run in processes]
     drift = next((result.reason for result in results if result.status == UNSTABLE), None)
     troubles = [trouble for trouble in (slow_down(conditions), drift) if trouble]
@@ -169,7 +168,7 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         time_s=time,
         processes=processes,
         enqueue_s=plain.median(enqueued) if enqueued else None,
-        tokens_per_s=tokens / time.median,
+        tokens_per_s=record.tokens_a_call / time.median,
         limit_share=share,
         kernels=kernels,
         no_kernels=next((each.no_kernels for each in results if each.no_kernels), None),

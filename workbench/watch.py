@@ -8,10 +8,12 @@ worker cannot be told from its own work.
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
 
+from models.errors import UserError
 from workbench import nvml
 from workbench.conditions import Sighting, summarise
 from workbench.job import STAGES, Json
@@ -57,11 +59,11 @@ class Watch:
         self._seen[row] = []
 
     def peak_of(self, row: str) -> int | None:
-        """Return the highest use of memory less the use before the start; None for a CPU.
+        """Return the highest use of memory less the use before the start; None for a CPU or if unknown.
 
         It is that of the engine's making and of the row's timing, but not of the checks.
         """
-        if self._idle is None:
+        if self._idle is None or not self._peaks:
             return None
         return max(0, max(self._peaks.get(doing, 0) for doing in (*MAKING, row)) - self._idle)
 
@@ -100,12 +102,14 @@ class Watch:
             self._thread.join()
 
     def _sample(self) -> None:
-        with nvml.opened() as opened:
+        # A card that fails is told by the worker, and by the look when it is gone.
+        with suppress(UserError), nvml.opened() as opened:
             handle = nvml.handle_of(opened, self._device.device)
             while not self._stop.wait(self.INTERVAL_S):
                 doing = self._doing
-                used = nvml.used_bytes(opened, handle) or 0
-                self._peaks[doing] = max(used, self._peaks.get(doing, 0))
+                used = nvml.used_bytes(opened, handle)
+                if used is not None:
+                    self._peaks[doing] = max(used, self._peaks.get(doing, 0))
                 if doing not in STAGES:
                     self._seen.setdefault(doing, []).append(look_at(opened, handle))
 

@@ -121,7 +121,7 @@ class FlashInfer:
         """Compile the kernels for the target; what torch.compile makes is compiled when it first runs."""
         from backends.flashinfer.kernels import compile_kernels
 
-        if not target.device.startswith("cuda"):
+        if not target.on_gpu:
             raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
         if target.dtype == "float32":
             raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")

@@ -38,17 +38,17 @@ class Handwritten:
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Note what to run: Triton compiles in the process that runs the kernels."""
-        if not target.device.startswith("cuda"):
+        if not target.on_gpu:
             raise Unsupported(f"the handwritten kernels are for NVIDIA GPUs, not for {target.device}")
         plan = compiled.choose({}, target.device)
         if shapes.batch > 1:
             provenance = f"{plan.provenance} (compile's program: the kernels are for a batch of one)"
-            return Artefact(config, shapes, target, options, "common", provenance, payload=plan)
+            return Artefact(config, shapes, target, options, "common", provenance, plan, plan.warnings)
         if config.head_dim < 16 or config.head_dim & (config.head_dim - 1):
             raise Unsupported(
                 f"the attention kernel needs heads of 16, 32, 64, ... elements, not {config.head_dim}"
             )
-        provenance = "patched: decode in eight Triton kernels, prefill as compile"
+        provenance = "patched: decode in seven Triton kernels, prefill as compile"
         return Artefact(config, shapes, target, options, "own", provenance, payload=plan)
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -17,9 +17,11 @@ from models.config import DecoderConfig
 if TYPE_CHECKING:
     from backends.iree.engine import Interface, Programs
 
-INSTALL = "pip install iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 'jax>=0.10'"
+INSTALL = (
+    "pip install iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 'jax>=0.10', "
+    "for a GPU 'cuda-bindings>=13,<14' too"
+)
 PACKAGES = ("iree-base-compiler", "iree-base-runtime", "jax")
-SOURCES = ("definition", "torch")
 TILINGS = ("auto", "on", "off")
 
 CALLS = "--iree-execution-model=async-external"
@@ -59,7 +61,7 @@ class Plan:
 
 def choose(options: Mapping[str, str], target: Target) -> Plan:
     """Settle what the options leave open; raises Unsupported for what the device has not."""
-    on_gpu, graph = target.device.startswith("cuda"), "graph" in options
+    on_gpu, graph = target.on_gpu, "graph" in options
     tiling = options.get("tiling", TILINGS[0])
     if graph and not on_gpu:
         raise Unsupported(f"iree[graph] launches CUDA graphs, which {target.device} has not: use iree")

@@ -7,14 +7,13 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
 INSTALL = "pip install 'onnxruntime>=1.31' 'onnx>=1.19', or 'onnxruntime-gpu>=1.31' for a GPU"
 ATTENTIONS = ("auto", "group-query", "standard")
-SOURCES = ("definition", "torch")
 
 
 class OnnxRuntime:

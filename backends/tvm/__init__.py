@@ -11,10 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import (
+    ANY_NUMBER,
+    SOURCES,
+    Artefact,
+    Engine,
+    Option,
+    Probe,
+    Shapes,
+    Target,
+    Unsupported,
+)
 from backends.cuda_tools import tool_release
 from backends.probe_failure import describe_failure
-from backends.tvm.plan import LIBRARIES, SOURCES, Plan, choose, on_gpu
+from backends.tvm.plan import LIBRARIES, Plan, choose
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -22,7 +32,9 @@ if TYPE_CHECKING:
     from backends.tvm.engine import Program
     from backends.tvm.ops import RelaxOps
 
-INSTALL = "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"
+INSTALL = (
+    "pip install apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0, for a GPU 'cuda-bindings>=13,<14' too"
+)
 PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 
 
@@ -81,7 +93,7 @@ class Tvm:
         """Tell the versions of TVM, of torch for what it exports, and of NVIDIA's compiler for a GPU."""
         packages = [*PACKAGES, *(["torch"] if choose(options, target).imported else [])]
         found = {name: version(name) for name in packages}
-        return found | {"nvcc": nvcc_release()} if on_gpu(target) else found
+        return found | {"nvcc": nvcc_release()} if target.on_gpu else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         """Write the shared library, which has all functions, and the database of trials if there were any."""

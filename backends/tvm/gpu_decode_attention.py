@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import FULL, LOWEST
+from backends.tvm.gpu_kernels import FULL, LOWEST, SCHEDULED
 
 WARPS = 4
 BLOCKS = 264
@@ -49,7 +49,7 @@ def attend(batch: int, heads: int, cached_shape: tuple[int, ...], dtype: str, sp
     def decode_attention(
         q_: T.handle, keys_: T.handle, values_: T.handle, position_: T.handle, out_: T.handle
     ) -> None:
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr(SCHEDULED)
         q = T.match_buffer(q_, (batch, 1, heads, width), dtype)
         keys = T.match_buffer(keys_, cached_shape, dtype)
         values = T.match_buffer(values_, cached_shape, dtype)
@@ -153,7 +153,7 @@ def combine(batch: int, heads: int, width: int, dtype: str, splits: int) -> Any:
 
     @T.prim_func(s_tir=True)
     def combine_splits(parts_: T.handle, out_: T.handle) -> None:
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr(SCHEDULED)
         parts = T.match_buffer(parts_, (batch, heads, splits, width + 2), "float32")
         out = T.match_buffer(out_, (batch, 1, heads, width), dtype)
         for pair in T.thread_binding(batch * heads, thread="blockIdx.x"):

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 from models.layout import NUMPY_DTYPES
 
 SCHEDULED = {"tirx.is_scheduled": True, "tirx.noalias": True}
+"""What marks a function that no rule is to schedule."""
 LOWEST = -3.0e38
 FULL = 0xFFFFFFFF  # every lane of a warp
 

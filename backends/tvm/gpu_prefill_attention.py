@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import FULL, LOWEST
+from backends.tvm.gpu_kernels import FULL, LOWEST, SCHEDULED
 from backends.tvm.gpu_products import MMA_TYPES
 
 QUERIES = KEYS = 64
@@ -50,7 +50,7 @@ def attend(batch: int, length: int, heads: int, cached_shape: tuple[int, ...], d
 
     @T.prim_func(s_tir=True)
     def prefill_attention(q_: T.handle, keys_: T.handle, values_: T.handle, out_: T.handle) -> None:
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr(SCHEDULED)
         q = T.match_buffer(q_, (batch, length, heads, width), dtype)
         keys = T.match_buffer(keys_, cached_shape, dtype)
         values = T.match_buffer(values_, cached_shape, dtype)

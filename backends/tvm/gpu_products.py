@@ -12,6 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from backends.tvm.gpu_kernels import SCHEDULED
+
 TILE = 16
 """Rows of the weight to a block."""
 CHUNK = 64
@@ -35,7 +37,7 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
 
     @T.prim_func(s_tir=True)
     def skinny_product(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr(SCHEDULED)
         x = T.match_buffer(x_, (rows, width), dtype)
         weight = T.match_buffer(weight_, (columns, width), dtype)
         bias = T.match_buffer(bias_, (columns if biased else 1,), dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from backends.tvm.gpu_kernels import SCHEDULED
 from backends.tvm.gpu_products import MMA_TYPES
 
 ROWS, COLUMNS, CHUNK = 128, 256, 64
@@ -83,7 +84,7 @@ def product(rows: int, columns: int, width: int, dtype: str, biased: bool) -> An
 
     @T.prim_func(s_tir=True)
     def tensor_core_product(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
-        T.func_attr({"tirx.is_scheduled": True, "tirx.noalias": True})
+        T.func_attr(SCHEDULED)
         x = T.match_buffer(x_, (rows, width), dtype)
         weight = T.match_buffer(weight_, (columns, width), dtype)
         bias = T.match_buffer(bias_, (columns if biased else 1,), dtype)

@@ -19,9 +19,6 @@ from models.config import DecoderConfig
 Var = Any  # of a block builder
 op = relax.op
 OPAQUE = 8
-"""What TVM calls a function that is fused to no other."""
-
-OPAQUE = 8
 """What TVM calls a function that it must not fuse."""
 
 

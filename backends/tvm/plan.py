@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.contract import Target, Unsupported
+from backends.contract import SOURCES, Target, Unsupported
 
 LIBRARIES = ("none", "cublas")
-SOURCES = ("definition", "torch")
 CPU_KERNELS = ("RowProduct", "Elementwise", "rms_norm", "attend", "finish")
 """Schedules and TIR of ours on a CPU."""
 GPU_KERNELS = (
@@ -51,18 +50,13 @@ def choose(options: Mapping[str, str], target: Target) -> Plan:
             name = "import=torch" if imported else "stock"
             raise Unsupported(f"tvm[{name}] has no settings: leave out the other options")
         return Plan(stock=True, provenance="stock", imported=imported)
-    if library and not on_gpu(target):
+    if library and not target.on_gpu:
         raise Unsupported(f"library=cublas is for products on a GPU, not on {target.device}: leave it out")
     if library and target.dtype == "float32":
         raise Unsupported("library=cublas is for products in 16 bits: leave it out in float32")
     trials = int(options.get("tune", 0))
     untuned = trials > 0 and target.card is not None and target.tuning is None
-    named = [*(GPU_KERNELS if on_gpu(target) else CPU_KERNELS)]
+    named = [*(GPU_KERNELS if target.on_gpu else CPU_KERNELS)]
     named += ["cuBLAS for prefill"] if library else []
     named += [f"{trials} trials of MetaSchedule"] if trials and not untuned else []
     return Plan(False, f"patched: {', '.join(named)}", library, trials=trials, untuned=untuned)
-
-
-def on_gpu(target: Target) -> bool:
-    """Tell whether the target is a GPU."""
-    return target.device.startswith("cuda")

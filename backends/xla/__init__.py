@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
+from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -22,7 +23,6 @@ INSTALL = "pip install 'jax>=0.10', or 'jax[cuda13]>=0.10' for a GPU"
 ATTENTIONS = ("auto", "products", "cudnn", "pallas")
 ATTENTION = "attention.txt"
 """The file of a saved engine that names its attention."""
-SOURCES = ("definition", "torch")
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 """Set before jax starts: three quarters of a GPU's memory, taken at once, would hide what an engine needs."""
 ELSEWHERE = {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
@@ -53,11 +53,8 @@ class Xla:
             import jax
 
             platforms = {device.platform for device in jax.devices()}
-        except ModuleNotFoundError:
-            return Probe(reason="jax is not installed", install=INSTALL)
         except Exception as error:  # a jaxlib or a driver that does not fit fails in many ways
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            return Probe(reason=f"jax cannot be used: {cause}", install=INSTALL)
+            return describe_failure("jax", error, INSTALL)
         versions = {name: version(name) for name in ("jax", "jaxlib")} | flags_set()
         if "gpu" in platforms:
             with suppress(Unsupported):  # a build says what is missing
@@ -83,7 +80,7 @@ class Xla:
             target,
             options,
             definition="imported" if imported else "common",
-            provenance=f"configured: {settings}" if on_gpu(target) and not imported else "stock",
+            provenance=f"configured: {settings}" if target.on_gpu and not imported else "stock",
             payload=programs,
             untuned=target.card is not None and target.tuning is None,
         )
@@ -92,7 +89,7 @@ class Xla:
         """Tell the versions of jax, of its plugin for CUDA and of ptxas, and XLA's flags."""
         packages = ["jax", "jaxlib", *(("torch", "torchax") if options.get("import") == "torch" else ())]
         found = {name: version(name) for name in packages} | flags_set()
-        return found | cuda_versions() if on_gpu(target) else found
+        return found | cuda_versions() if target.on_gpu else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         """Write a file for each program, and one that names the attention: `auto` may differ elsewhere."""
@@ -200,22 +197,17 @@ def attention_of(options: Mapping[str, str], target: Target) -> str:
     return choose_attention(options.get("attention", ATTENTIONS[0]), target)
 
 
-def on_gpu(target: Target) -> bool:
-    """Tell whether the target is a GPU."""
-    return target.device.startswith("cuda")
-
-
 def choose_attention(asked: str, target: Target) -> str:
     """Settle `auto`; raises Unsupported for kernels that the device or the data type has not.
 
     cuDNN plans its attention on the GPU itself: a program compiled elsewhere has no plan and fails there.
     """
     if asked == "auto":
-        here = on_gpu(target) and target.card is None
+        here = target.on_gpu and target.card is None
         return "cudnn" if here and target.dtype != "float32" else "products"
     if asked != "products" and target.card is not None:
         raise Unsupported(f"attention={asked} is planned on the GPU itself: build there, or use products")
-    if asked != "products" and not on_gpu(target):
+    if asked != "products" and not target.on_gpu:
         raise Unsupported(f"attention={asked} is a kernel for GPUs, not for {target.device}: use products")
     if asked == "cudnn" and target.dtype == "float32":
         raise Unsupported("cuDNN's fused attention takes 16 bits, not float32: use attention=products")
@@ -228,6 +220,6 @@ def trace(config: DecoderConfig, shapes: Shapes, target: Target, attention: str)
     from backends.xla.engine import trace_definition
     from backends.xla.ops import OPS
 
-    if not on_gpu(target):
+    if not target.on_gpu:
         return trace_definition(config, shapes, Prefill, Decode, {})
     return trace_definition(config, shapes, *OPS[attention], PREFILL_FLAGS)

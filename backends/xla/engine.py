@@ -66,11 +66,6 @@ def find_device(target: Target) -> jax.Device:
     return jax.devices(kind)[int(index or 0)]
 
 
-def describe_definition(config: DecoderConfig, shapes: Shapes, decode: type[JaxOps]) -> Interface:
-    """Describe the programs of models/decoder.py with these operations."""
-    return Interface(decode.layout, partial(Rope.tabulate, config, shapes.capacity))
-
-
 def trace_definition(
     config: DecoderConfig,
     shapes: Shapes,
@@ -80,7 +75,7 @@ def trace_definition(
 ) -> Lowering:
     """Lower models/decoder.py with these operations."""
     return Lowering(
-        describe_definition(config, shapes, decode),
+        Interface(decode.layout, partial(Rope.tabulate, config, shapes.capacity)),
         partial(prefill_step, prefill, config),
         partial(decode_step, decode, config),
         prefill_flags,

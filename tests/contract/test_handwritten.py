@@ -115,3 +115,10 @@ def test_larger_batches_say_that_they_are_compile() -> None:
     )
     assert artefact.provenance.startswith("configured: ")
     assert "compile's program" in artefact.provenance
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_kernels_that_were_chosen_by_timing_are_warned_of(batch: int) -> None:
+    target = Target("cuda:0", "bfloat16", "sm_90")
+    artefact = registry.find("handwritten").build(LLAMA, Shapes(batch, (4,), 16), target, {})
+    assert bool(artefact.warnings) == (batch > 1)  # one sequence's decode is in no compiler's hands

@@ -276,3 +276,9 @@ def test_versions_that_differ_are_named(tmp_path: Path) -> None:
     before = digest_folder(tmp_path)
     (tmp_path / "data").write_text("two")
     assert digest_folder(tmp_path) != before
+
+
+def test_prune_makes_no_store_where_a_named_one_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no"):
+        prune(EngineStore(tmp_path / "typo"), 30)
+    assert not (tmp_path / "typo").exists()

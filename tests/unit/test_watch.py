@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from models.errors import UserError
 from workbench import watch
 from workbench.machine import describe
 from workbench.watch import Watch, foreign_work
@@ -165,3 +166,18 @@ def test_others_on_a_cpu_are_warned_of(monkeypatch, percent, count):
     warnings = foreign_work(describe("cpu"))
     assert len(warnings) == count
     assert all("80 % of the CPU: stop them" in line for line in warnings)
+
+
+def test_a_card_that_fails_while_a_worker_runs_is_one_line(nvml):
+    with Watch(describe("cuda:0")) as sampler:
+        pass
+    nvml.driver = False
+    with pytest.raises(UserError, match="NVML does not answer: driver not loaded; see"):
+        sampler.left_behind()
+
+
+def test_a_sampler_that_cannot_start_ends_quietly(nvml):
+    sampler = Watch(describe("cuda:0"))
+    nvml.unsupported = {"nvmlDeviceGetHandleByIndex"}
+    sampler._sample()
+    assert sampler.peak_of("row") is None

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from workbench.locks import DeviceLock
 from workbench.machine import thread_environment
 from workbench.process import Outcome, run
 from workbench.progress import Progress
+from workbench.side_by_side import side_by_side
 from workbench.store import slug
 
 BUILD_S = 30.0
@@ -86,13 +86,7 @@ class Builder:
 
     def fill(self, orders: Sequence[Order], workers: int) -> list[Row]:
         """Return what came of every order, in their order."""
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                return list(pool.map(self.fill_one, orders))
-            except BaseException:
-                self.stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        return side_by_side(self.fill_one, orders, self.stop, workers)
 
     def fill_one(self, order: Order) -> Row:
         """Find an engine or build it; whatever goes wrong is this row's reason alone."""

@@ -79,7 +79,7 @@ def build(
 
 @engines.callback(invoke_without_command=True)
 def main(context: typer.Context) -> None:
-    """List, show, verify and prune the engines of the store; alone it lists them."""
+    """List, show, verify, check and prune the engines of the store; alone it lists them."""
     if context.invoked_subcommand is None:
         list_engines()
 

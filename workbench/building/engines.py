@@ -83,10 +83,11 @@ def has_machine_code(backend: str) -> bool:
 
 def prune(store: EngineStore, days: float) -> list[tuple[Path, str]]:
     """Remove what is damaged, unfinished, or not used for so many days; returns each with its reason."""
+    engines = listed(store)  # refuses a store that was named and is not there
     store.prepare()
     removed = []
     now = time.time()
-    for each in map(verify, listed(store)):
+    for each in map(verify, engines):
         idle_days = (now - each.used.timestamp()) / 86400
         reason = each.fault or (f"not used for {idle_days:.0f} days" if idle_days > days else None)
         if reason:

@@ -1,9 +1,8 @@
 """Ask backends, each in its own Python, what shapes the artefacts they would build."""
 
-import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.contract import Target
@@ -12,6 +11,7 @@ from workbench.job import CompilersJob, Json
 from workbench.process import run
 from workbench.record import backend_name
 from workbench.request import Named
+from workbench.side_by_side import side_by_side
 from workbench.store import slug
 
 
@@ -32,16 +32,18 @@ def ask_all(asked: Sequence[tuple[Named, str]], targets: Sequence[Target]) -> li
 
     Raises UserError for a Python that cannot be started.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return list(pool.map(lambda each: ask(each[0], each[1], targets), asked))
+    stop = threading.Event()
+    return side_by_side(lambda each: ask(*each, targets, stop.is_set), asked, stop)
 
 
-def ask(named: Named, python: str, targets: Sequence[Target]) -> list[Answer]:
+def ask(
+    named: Named, python: str, targets: Sequence[Target], stopped: Callable[[], bool] = lambda: False
+) -> list[Answer]:
     """Ask one backend, in its Python."""
     start = time.perf_counter()
     log = cache_root() / "logs" / f"compilers-{slug(backend_name(*named))}.log"
     job = CompilersJob(*named, tuple(targets))
-    outcome = run(job, python=python, log=log)
+    outcome = run(job, python=python, log=log, stopped=stopped)
     asked_s = time.perf_counter() - start
     if outcome.result is None:
         return [Answer(None, outcome.status, outcome.reason, asked_s)] * len(targets)

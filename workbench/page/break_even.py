@@ -94,11 +94,6 @@ def seconds_to(record: Record, kind: str) -> float | None:
     return None if value is None else float(value) + (record.load_s or 0.0)
 
 
-def tokens_a_call(record: Record) -> int:
-    """Count the tokens of one prefill or one decode step."""
-    return record.batch * (record.prompt or 1)
-
-
 def _card(section: Section, base: Row, rows: Sequence[Row]) -> Card:
     drawn = [_drawn(row, base) for row in rows]
     said = ", ".join(f"{each['backend']} {each['cold_even']}" for each in drawn)
@@ -133,7 +128,7 @@ def _drawn(row: Row, base: Row) -> Json:
         elif build is None or base_build is None:
             found[f"{kind}_even"] = "-"
         else:
-            even = break_even(build - base_build, saved, tokens_a_call(record))
+            even = break_even(build - base_build, saved, record.tokens_a_call)
             found[f"{kind}_even"] = str(even)
             if kind == "cold":
                 found |= _mark(even, record)
@@ -171,7 +166,7 @@ def _spent(record: Record, tokens: float) -> float:
     time, build = record.time_s, seconds_to(record, "cold")
     assert time is not None
     assert build is not None
-    return build + tokens / tokens_a_call(record) * time.median
+    return build + tokens / record.tokens_a_call * time.median
 
 
 def _count(value: float) -> str:

@@ -7,7 +7,7 @@ change without drawing anew.
 from typing import Any
 
 from workbench.job import Json
-from workbench.kernels import FRAMEWORK, GENERATED, VENDOR
+from workbench.kernels import ORIGINS
 
 INK, MUTED, PAPER = "var(--ink)", "var(--muted)", "var(--paper)"
 BACKENDS = [f"var(--backend-{index})" for index in range(10)]
@@ -157,7 +157,7 @@ def break_even() -> Json:
 def kernels() -> Json:
     """Draw each row's kernel time as shares of one."""
     share = number("share", stack="zero", axis={"title": None, "format": "%"}, scale={"domain": [0, 1]})
-    origin = named("origin", [VENDOR, FRAMEWORK, GENERATED])
+    origin = named("origin", [*ORIGINS])
     return chart(STEP, mark("bar", {"x": share, "color": origin, "order": number("order")}, **BAR), y=BACKEND)
 
 

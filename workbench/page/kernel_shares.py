@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from workbench import units
 from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
-from workbench.kernels import FRAMEWORK, GENERATED, VENDOR
+from workbench.kernels import ORIGINS
 from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
 from workbench.report import title
 
-ORIGINS = (VENDOR, FRAMEWORK, GENERATED)
 COLUMNS = {
     "backend": "backend",
     "origin": "origin",

@@ -59,7 +59,7 @@ def _drawn(row: Row) -> Json:
     record = row.record
     time = record.time_s
     assert time is not None
-    tokens = record.batch * (record.prompt or 1)
+    tokens = record.tokens_a_call
     low, high = tokens / time.high, tokens / time.low
     return {
         "row": row.number,

@@ -16,7 +16,7 @@ from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
 from workbench.plan import PlannedRow
 from workbench.record import Record
-from workbench.report import short_title
+from workbench.report import row_title, short_title
 from workbench.rows import least_work
 
 COLUMNS = {
@@ -78,7 +78,7 @@ def _card(rows: Sequence[Row]) -> Card:
 
 def _notes(works: Sequence[tuple[Row, Work | None]], roofed: bool) -> list[str]:
     """Say which rows are not drawn, and what binds no row."""
-    unknown = [f"{row.record.name} {short_title(row.record)}" for row, work in works if not work]
+    unknown = [row_title(row.record) for row, work in works if not work]
     notes = [f"not drawn, for the model's shapes are unknown: {', '.join(unknown)}"] if unknown else []
     if not roofed:
         return [*notes, "no ceilings were measured"]

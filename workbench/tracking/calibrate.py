@@ -10,7 +10,7 @@ from models.errors import UserError
 from workbench import units
 from workbench.compare import measure
 from workbench.record import Record
-from workbench.report import short_title, stdout
+from workbench.report import row_title, short_title, stdout
 from workbench.request import Request
 from workbench.tracking.floors import calibration_folder, floor_of
 from workbench.tracking.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
@@ -37,11 +37,11 @@ def write(records: Sequence[Record], as_json: bool) -> None:
     table = Table("row", "processes", "noise floor", "least change")
     for record, floor in zip(records, floors, strict=True):
         cells = ["-", "-"] if floor is None else [units.percent(floor), units.percent(threshold(floor))]
-        table.add_row(f"{record.name} {short_title(record)}", str(len(record.processes)), *cells)
+        table.add_row(row_title(record), str(len(record.processes)), *cells)
     console.print(table)
     for record, floor in zip(records, floors, strict=True):
         for line in remarks(record, floor):
-            console.print(f"{record.name} {short_title(record)}: {line}")
+            console.print(f"{row_title(record)}: {line}")
 
 
 def remarks(record: Record, floor: float | None) -> list[str]:

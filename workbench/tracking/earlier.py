@@ -8,7 +8,7 @@ from pathlib import Path
 from models.errors import UserError
 from workbench.ratios import workload_of
 from workbench.record import Record
-from workbench.report import short_title
+from workbench.report import row_title
 from workbench.store import Store, parse_strictly, read_strictly
 from workbench.tracking.verdict import unlike
 
@@ -30,7 +30,7 @@ class Earlier:
             for each in self.records
             if each.name == record.name and workload_of(each) == workload_of(record)
         ]
-        title = f"{record.name} {short_title(record)}"
+        title = row_title(record)
         if not alike:
             raise UserError(
                 f"{self.name} has no row of {title}, so nothing can be compared: it has "
@@ -53,7 +53,7 @@ class Earlier:
 
 def describe(records: Sequence[Record]) -> str:
     """List which rows there are, each once."""
-    return ", ".join(dict.fromkeys(f"{each.name} {short_title(each)}" for each in records)) or "none at all"
+    return ", ".join(dict.fromkeys(row_title(each) for each in records)) or "none at all"
 
 
 def find_earlier(name: str, store: Store, path: Path) -> Earlier:

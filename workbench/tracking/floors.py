@@ -11,7 +11,7 @@ from pathlib import Path
 from models.errors import UserError
 from workbench.ratios import samples, workload_of
 from workbench.record import Record
-from workbench.report import short_title
+from workbench.report import row_title
 from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor, unlike
 
 CALIBRATION = "calibration"
@@ -32,7 +32,7 @@ def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
     floor = known_floor(record, calibrated)
     if floor is None:
         raise UserError(
-            f"{lack(record)}, so {record.name} {short_title(record)} can have no verdict: "
+            f"{lack(record)}, so {row_title(record)} can have no verdict: "
             "run `python -m workbench calibrate` there first"
         )
     return floor

@@ -47,8 +47,8 @@ def print_row(name: str, history: History, console: Console) -> None:
     """Print the records of one row, and under them its steps."""
     records, steps = history.records, history.steps
     table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
     at = {step.index: step for step in steps}
     for index, record in enumerate(records):
         table.add_row(*cells(record), change_text(at[index].verdict) if index in at else "")

@@ -19,7 +19,7 @@ from workbench.plan import PlannedRow
 from workbench.progress import Progress
 from workbench.ratios import samples
 from workbench.record import Record, backend_name, device_kind, method
-from workbench.report import short_title
+from workbench.report import row_title, short_title
 from workbench.source import prepare
 from workbench.store import slug
 from workbench.tracking import verdict_lines
@@ -197,7 +197,7 @@ def fail(reason: str) -> NoReturn:
 def require_time(record: Record) -> None:
     """Stand for the work of one round; raises RowFailed if the row has no time."""
     if not record.timed:
-        raise RowFailed(f"{record.name} {short_title(record)}: {record.status}: {record.reason}")
+        raise RowFailed(f"{row_title(record)}: {record.status}: {record.reason}")
 
 
 def row_name(backend: str, row: Record | PlannedRow) -> str:

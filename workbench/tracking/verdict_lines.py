@@ -12,7 +12,7 @@ from rich.table import Table
 from workbench import units
 from workbench.ratios import fewest_processes
 from workbench.record import Record, Time
-from workbench.report import held_equal, notes, short_title
+from workbench.report import held_equal, notes, row_title, short_title
 from workbench.tracking.changes import changes
 from workbench.tracking.verdict import SLOWER, Verdict
 
@@ -54,7 +54,7 @@ class Judged:
 
 def cells(judged: Judged) -> list[str]:
     """Write one row in the order of COLUMNS."""
-    name = f"{judged.record.name} {short_title(judged.record)}"
+    name = row_title(judged.record)
     before, now = map(time_cell, judged.times)
     if judged.verdict is None:
         return [name, before, now, "-", judged.record.status, "-"]
@@ -77,7 +77,7 @@ def ratio_text(judged: Judged) -> str:
 
 def sentence(judged: Judged) -> str:
     """Write one row's verdict as a line."""
-    name = f"{judged.record.name} {short_title(judged.record)}"
+    name = row_title(judged.record)
     if judged.verdict is None:
         return f"{name}: {judged.record.status}: {judged.record.reason}"
     found = judged.verdict
@@ -87,7 +87,7 @@ def sentence(judged: Judged) -> str:
 def remarks(rows: Sequence[Judged]) -> list[str]:
     """Say why verdicts are unclear, what else changed, and what there is to warn of."""
     found = [
-        f"{each.record.name} {short_title(each.record)}: unclear: {each.verdict.reason}"
+        f"{row_title(each.record)}: unclear: {each.verdict.reason}"
         for each in rows
         if each.verdict and each.verdict.reason
     ]

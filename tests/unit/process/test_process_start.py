@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,18 @@ def test_a_cache_without_room_for_the_links_is_named(tmp_path, site_packages, mo
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "full"))
     with pytest.raises(UserError, match=r"cannot make .*full/packages/.*: Not a directory; "):
         process.run(ProbeJob("null"), python="/other/python", log=tmp_path / "log")
+
+
+def test_threads_that_make_the_same_links_at_once_do_not_meet(tmp_path, site_packages, monkeypatch):
+    for attempt in range(40):
+        monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / str(attempt)))
+        with ThreadPoolExecutor(4) as pool:
+            (folder,) = set(pool.map(packages.import_folder, ["/other/python"] * 4))
+        assert {path.name for path in folder.iterdir()} == set(packages.PACKAGES)
+
+
+def test_a_worker_counts_gpus_as_nvml_does_whatever_the_user_prefers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    python = script(tmp_path, "echo $CUDA_DEVICE_ORDER")
+    process.run(ProbeJob("null"), python=python, log=tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "PCI_BUS_ID\n"
