@@ -1,23 +1,18 @@
 """The measuring itself: rounds of processes, backends in rotating order, each result on disk at once."""
 
-import importlib.metadata
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from backends.contract import Shapes
 from models.errors import UserError
 from workbench.building.store import Engine
 from workbench.builds import builds_root, open_build, prune_builds, recall_build, remember_build
 from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
-from workbench.checks import DISTINCT_ROWS, gate_rows
 from workbench.contestants import Contestant
 from workbench.entries import Entry
-from workbench.gate import GATE
-from workbench.golden import is_whole
-from workbench.job import CeilingsJob, GoldenJob, GroupJob, Json, MeasureJob, RowJob, RowResult
+from workbench.golden_files import SEED, GoldenFiles
+from workbench.job import CeilingsJob, GroupJob, Json, MeasureJob, RowJob, RowResult
 from workbench.machine import Device, thread_environment
 from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
@@ -29,12 +24,8 @@ from workbench.source import Source
 from workbench.store import Store, slug
 from workbench.turn import Turn
 
-SEED = 0
-"""Of the tokens."""
 PROCESS_S = 15.0
 """Guess for what a process does besides timing: start, load, build, gate."""
-Lengths = tuple[tuple[int, ...], int]
-"""Prompts and capacity of an engine: what its golden depends on besides the model, whatever its batch."""
 
 
 class Campaign:
@@ -66,8 +57,7 @@ class Campaign:
         """Whether every engine is built cold first, whatever earlier comparisons left."""
         self.built: set[Path] = set()
         """Build folders that a process of this call has used."""
-        self.golden: dict[Lengths, Path] = {}
-        """Files that the engines are held against."""
+        self.golden = GoldenFiles(settings, device, source, progress, self.logs, limits)
 
     def measure(self, entries: Sequence[Entry]) -> None:
         """Run what is missing, round by round, and finish every row."""
@@ -78,7 +68,7 @@ class Campaign:
         looks = rounds + 1 if rounds else 0
         self.progress.expect(missing + looks, PROCESS_S + 2 * self.settings.budget_s)
         if missing:
-            self.make_golden([entry.group for entry in todo])
+            self.golden.make([entry.group for entry in todo])
         for repeat in repeats:
             lacking = [entry for entry in todo if entry.lacks(repeat)]
             if lacking:
@@ -144,8 +134,7 @@ class Campaign:
         self, contestant: Contestant, group: PlannedGroup, entries: Sequence[Entry], kernels: bool
     ) -> MeasureJob:
         """Write down what a worker is to do."""
-        golden = self.golden[lengths_of(group)]
-        mark_used(golden)
+        golden = self.golden.of(group)
         rows = (
             RowJob(each.key, each.row.phase, each.row.length, each.row.steps, each.row.lead)
             for each in entries
@@ -208,41 +197,6 @@ class Campaign:
             self.progress.warn(f"{error}; this call's rows are printed all the same")
         self.complained = True
 
-    def make_golden(self, groups: Sequence[PlannedGroup]) -> None:
-        """Compute the golden files that are not there yet; raises UserError where that fails.
-
-        One file serves all batches: it has the rows of the largest, or more if it was there before.
-        """
-        rows: dict[Lengths, int] = {}
-        for group in groups:
-            lengths = lengths_of(group)
-            rows[lengths] = max(rows.get(lengths, 0), gate_rows(group.shapes.batch))
-        missing = []
-        for lengths, needed in rows.items():
-            paths = [self.golden_path(lengths, count) for count in range(needed, DISTINCT_ROWS + 1)]
-            whole = next(filter(is_whole, paths), None)
-            self.golden[lengths] = whole or paths[0]
-            mark_used(self.golden[lengths])
-            if whole is None:
-                missing.append(GroupJob(Shapes(needed, *lengths), str(paths[0]), ()))
-        if not missing:
-            return
-        self.progress.say("computing golden logits and the faults they are told apart from")
-        job = GoldenJob(
-            model=str(self.source.folder),
-            dtype=self.settings.dtype,
-            device=self.device.device,
-            seed=SEED,
-            groups=tuple(missing),
-        )
-        environment = thread_environment(self.device)
-        outcome = run(job, log=self.logs / "golden.log", limits=self.limits, environment=environment)
-        if not outcome.ok:
-            raise UserError(
-                f"nothing can be verified, so nothing is timed: the golden logits failed: {outcome.reason}; "
-                "they need torch (see `python -m workbench backends`), disk, and memory for one float32 layer"
-            )
-
     def measure_ceilings(self) -> Json:
         """Measure what the machine can do, at the duty cycle of the samples timed so far."""
         self.progress.say("measuring the machine's ceilings")
@@ -257,22 +211,6 @@ class Campaign:
         self.progress.advance()
         return self.ceilings
 
-    def golden_path(self, lengths: Lengths, rows: int) -> Path:
-        """Name a golden file: the same weights, lengths, tokens, torch and kind of device share one."""
-        parts = {
-            "gate": GATE,
-            "code": code_version(),
-            "weights": self.source.checksum,
-            "dtype": self.settings.dtype,
-            "lengths": lengths,
-            "rows": rows,
-            "seed": SEED,
-            "device": self.device.name,
-            "torch": torch_version(),
-        }
-        # In a folder among those of builds, so that it is pruned as they are, and the lock beside it too.
-        return builds_root() / f"golden-{digest(parts)}" / "golden.npz"
-
     def build_folder(self, contestant: Contestant, group: PlannedGroup, engine: Engine | None) -> Path:
         """Name the folder of the compiler caches of one backend's engine."""
         parts = {
@@ -286,24 +224,3 @@ class Campaign:
             "device": self.device.identity(),
         }
         return builds_root() / digest(parts)
-
-
-def lengths_of(group: PlannedGroup) -> Lengths:
-    """Return what a group's golden file is chosen by."""
-    return group.shapes.prompts, group.shapes.capacity
-
-
-def mark_used(golden: Path) -> None:
-    """Keep a golden from being pruned, by whichever comparison, as one not used for longest."""
-    try:
-        os.utime(golden.parent)
-    except OSError:
-        pass  # not computed yet, or gone, which the worker that wants it tells
-
-
-def torch_version() -> str | None:
-    """Return the version of the torch here, which computes golden logits; it is not imported."""
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return None  # the worker says so, where there is something to compute

@@ -23,8 +23,8 @@ from workbench.building.manifest import Manifest
 from workbench.building.store import EngineStore
 from workbench.builds import builds_root, prune_builds
 from workbench.caches import LOCKS, cache_root, compiler_environment
-from workbench.campaign import SEED, Campaign, lengths_of
 from workbench.checks import capacity_for
+from workbench.golden_files import SEED, GoldenFiles
 from workbench.job import GroupJob, MeasureJob, read_shapes
 from workbench.locks import DeviceLock
 from workbench.machine import Device, describe, resolve_device, thread_environment
@@ -34,7 +34,7 @@ from workbench.progress import Progress
 from workbench.report import stdout
 from workbench.request import Request, settle
 from workbench.source import prepare
-from workbench.store import Store, slug, write_atomically
+from workbench.store import slug, write_atomically
 
 PURPOSE = "correctness only: nothing was timed"
 ANY_SHAPES = Shapes(batch=2, prompts=(48,), capacity=capacity_for(48, 0))
@@ -92,13 +92,13 @@ def check_one(request: Request, device: Device, each: Listed, progress: Progress
         return Checked(*names, status, reason, way, error_ratio, manifest.untuned)
 
     try:
-        job = prepare_job(request, device, each.folder, manifest, progress)
+        logs = cache_root() / "logs" / "check"
+        job = prepare_job(device, each.folder, manifest, progress, logs)
         python = request.pythons.get(recipe.backend, sys.executable)
-        log = cache_root() / "logs" / "check" / f"{recipe.key}.log"
         # Beside the golden, among the builds, so that what a killed check leaves is pruned with them.
         with TemporaryDirectory(prefix="check-", dir=builds_root(), ignore_cleanup_errors=True) as caches:
             environment = compiler_environment(Path(caches)) | thread_environment(device)
-            outcome = run(job, python=python, log=log, environment=environment)
+            outcome = run(job, python=python, log=logs / f"{recipe.key}.log", environment=environment)
     except UserError as error:
         return checked("missing", str(error))
     if outcome.result is None:
@@ -108,7 +108,7 @@ def check_one(request: Request, device: Device, each: Listed, progress: Progress
 
 
 def prepare_job(
-    request: Request, device: Device, folder: Path, manifest: Manifest, progress: Progress
+    device: Device, folder: Path, manifest: Manifest, progress: Progress, logs: Path
 ) -> MeasureJob:
     """Write or find weights and golden logits of the engine's model; returns the job."""
     recipe = manifest.recipe
@@ -117,8 +117,8 @@ def prepare_job(
     if asdict(source.config) != recipe.config:
         raise UserError(f"{manifest.model} is no longer the model that the engine was built for")
     group = PlannedGroup(read_shapes(recipe.shapes) if recipe.shapes else ANY_SHAPES, ())
-    campaign = Campaign(settings, device, source, Store(request.results, progress.warn), progress)
-    campaign.make_golden([group])
+    golden = GoldenFiles(settings, device, source, progress, logs)
+    golden.make([group])
     return MeasureJob(
         backend=recipe.backend,
         options=recipe.options,
@@ -127,7 +127,7 @@ def prepare_job(
         device=device.device,
         seed=SEED,
         budget_s=0.0,
-        group=GroupJob(group.shapes, str(campaign.golden[lengths_of(group)]), ()),
+        group=GroupJob(group.shapes, str(golden.of(group)), ()),
         engine=str(folder),
         kind="check",
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.campaign.workers import CPU, Call, Workers
-from workbench import campaign, turn
+from workbench import campaign, golden_files, turn
 from workbench.watch import Watch
 
 
@@ -13,7 +13,7 @@ from workbench.watch import Watch
 def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Workers:
     found = Workers()
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    for module in (campaign, turn):
+    for module in (campaign, golden_files, turn):
         monkeypatch.setattr(module, "run", found.run)
     monkeypatch.setattr(turn, "foreign_work", lambda device: ())
     monkeypatch.setattr(turn, "Watch", lambda device: Watch(CPU))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.campaign.workers import Call, Workers, report_all, result
 from tests.unit.engines import put, recipe
-from workbench import builds, campaign
+from workbench import builds, campaign, golden_files
 from workbench import entries as rows_on_the_way
 from workbench import job as jobs
 from workbench.building.store import EngineStore
@@ -145,7 +145,7 @@ def test_a_golden_is_kept_while_it_is_used_and_pruned_as_builds_are(
     workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builds, "KEPT_BUILDS", 3)
-    monkeypatch.setattr(campaign, "is_whole", Path.is_file)
+    monkeypatch.setattr(golden_files, "is_whole", Path.is_file)
 
     def another_comparison_builds(job: MeasureJob, on_event: Callable[[Any], None]) -> Outcome:
         for name in ("x", "y", "z"):

@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.campaign.workers import Call, Workers, interrupt, result, statuses
-from workbench import campaign
+from workbench import golden_files
 from workbench import job as jobs
 from workbench.campaign import Campaign
 from workbench.contestants import Contestant
@@ -167,7 +167,7 @@ def test_nothing_is_timed_where_nothing_can_be_verified(
             Outcome("crashed", "No module named torch") if job.kind == "golden" else workers.run(job, **rest)
         )
 
-    monkeypatch.setattr(campaign, "run", run)
+    monkeypatch.setattr(golden_files, "run", run)
     with pytest.raises(UserError, match="nothing can be verified"):
         call(["a"])
     assert workers.started == []
@@ -190,7 +190,7 @@ def test_golden_of_more_rows_than_needed_is_not_computed_again(
     decode = Workload(("decode",), (3,), (64,), (128,), 32)
     call(["a"], decode, repeats=1)
     (group,) = workers.goldens.pop().groups
-    monkeypatch.setattr(campaign, "is_whole", lambda path: str(path) == group.golden)
+    monkeypatch.setattr(golden_files, "is_whole", lambda path: str(path) == group.golden)
     call(["b"], replace(decode, batches=(1, 2)), repeats=1)
     assert workers.goldens == []
     assert set(workers.held_against) == {group.golden}
@@ -202,7 +202,7 @@ def test_golden_of_another_torch_is_computed_again(
     workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: set[str] = set()
-    monkeypatch.setattr(campaign, "is_whole", lambda path: str(path) in made)
+    monkeypatch.setattr(golden_files, "is_whole", lambda path: str(path) in made)
     for expected, release in [(1, "2.11.0"), (1, "2.11.0"), (2, "2.13.0+cu130")]:
         monkeypatch.setattr("importlib.metadata.version", {"torch": release}.__getitem__)
         call(["a"], repeats=1, again=True)
@@ -212,4 +212,4 @@ def test_golden_of_another_torch_is_computed_again(
 
 def test_golden_is_named_where_there_is_no_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", Mock(side_effect=PackageNotFoundError))
-    assert campaign.torch_version() is None
+    assert golden_files.torch_version() is None
