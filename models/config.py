@@ -105,11 +105,11 @@ def locate(model: str) -> Path | None:
     except (OSError, ValueError, RuntimeError):  # a name that no file system takes, a home that nobody has
         pass
     raise UserError(
-        f"no preset and no folder is called {model!r}: {_nearest_preset(model)}, "
-        "or give a folder with config.json and *.safetensors"
+        f"no preset and no folder is called {model!r}: {_nearest_preset(model)} "
+        "Or give a folder with config.json and *.safetensors"
     )
 
 
 def _nearest_preset(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}"
+    return f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}."

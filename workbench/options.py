@@ -27,7 +27,12 @@ Listing = Annotated[ListFormat, typer.Option(help="How to write the result.")]
 Backends = Annotated[
     str | None, typer.Option(help="a,b[option=value]: which backends. Default: every usable one.")
 ]
-Model = Annotated[str | None, typer.Option(help="A preset, or a folder with config.json and *.safetensors.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A preset, or a folder with config.json and *.safetensors. Default: tiny, on a GPU llama-3.2-1b."
+    ),
+]
 Phases = Annotated[str | None, typer.Option(help="prefill,decode. Default: both.")]
 Batch = Annotated[str | None, typer.Option(help="Sequences, a list. Default: 1.")]
 Prompt = Annotated[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import UserError
-from workbench.record import OK, WORK_FIELDS, Record, device_identity
+from workbench.record import OK, WORK_FIELDS, Record, device_identity, method
 from workbench.statistics import ratio_interval
 
 DEFAULT_BASELINE = "eager"
@@ -42,12 +42,18 @@ class Ratio:
 
 
 def difference(one: Record, other: Record) -> str | None:
-    """Name the first thing that keeps two rows from being compared; None if nothing does."""
+    """Name the first thing that keeps two rows from being compared; None if nothing does.
+
+    Only the number of processes may differ: it changes the interval, not the time.
+    """
     for name in WORK_FIELDS:
-        if getattr(one, name) != getattr(other, name):
-            if isinstance(getattr(one, name), Mapping):
-                return f"{name}: {unlike(getattr(one, name), getattr(other, name))}"
-            return f"{name}: {getattr(one, name)!r} and {getattr(other, name)!r}"
+        left, right = getattr(one, name), getattr(other, name)
+        if name == "protocol":
+            left, right = method(left), method(right)
+        if left != right:
+            if isinstance(left, Mapping):
+                return f"{name}: {unlike(left, right)}"
+            return f"{name}: {left!r} and {right!r}"
     if device_identity(one) != device_identity(other):
         return f"device: {unlike(device_identity(one), device_identity(other))}"
     return None

@@ -122,10 +122,11 @@ def held_equal(records: Sequence[Record]) -> list[str]:
     device += f", {gpu['threads']} threads" if "threads" in gpu else f", driver {driver}"
     device += f", power limit {gpu['power_limit_w']} W" if gpu.get("power_limit_w") else ""
     protocol = first.protocol
+    counts = " or ".join(map(str, sorted({record.protocol["processes"] for record in records})))
     return [
         f"model {first.model}, {first.dtype}, weights {first.weights[:12]}",
         f"device {device}",
-        f"greedy decoding of the same tokens; processes a row: {protocol['processes']}, in rotating order; "
+        f"greedy decoding of the same tokens; processes a row: {counts}, in rotating order; "
         f"logits verified before and after timing (gate {protocol['gate']})",
         *dict.fromkeys(line for record in records for line in ceilings(record)),
     ]

@@ -8,11 +8,11 @@ from models.errors import UserError
 from workbench.caches import digest
 from workbench.plan import PHASES
 from workbench.ratios import Ratio, difference, find_ratios, unlike, workload_of
-from workbench.record import WORK_FIELDS, Record, device_identity
+from workbench.record import WORK_FIELDS, Record, device_identity, method
 from workbench.report import Report, short_title
 
 SETTING_FIELDS = ("model", "weights", "dtype", "protocol")
-"""What all workloads of one table share, besides the device."""
+"""What all workloads of one table share, besides the device; of the protocol not the processes."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def select(
     """Group the newest records by what may be compared, each with its ratio to its workload's baseline.
 
     `advance` is called once a workload. Raises UserError for a baseline that no row has, or that was
-    measured under another protocol than rows of the same work.
+    measured under another protocol than all rows of the same work.
     """
     newest, older = find_newest(records)
     check_baseline(newest, baseline)
@@ -59,6 +59,7 @@ def count_workloads(records: Sequence[Record]) -> int:
 def identity(record: Record) -> str:
     """Identify the work, the kind of device and the backend: a later record of the same replaces this one."""
     parts = {name: getattr(record, name) for name in WORK_FIELDS} | device_identity(record)
+    parts["protocol"] = method(record.protocol)
     # One that is untuned says nothing of its compiler, so it does not replace one that does.
     return digest({**parts, "backend": record.name} | ({"untuned": True} if record.untuned else {}))
 
@@ -76,7 +77,7 @@ def find_newest(records: Sequence[Record]) -> tuple[list[Record], dict[str, int]
 
 
 def check_baseline(records: Sequence[Record], name: str | None) -> None:
-    """Refuse a named baseline that is nowhere, or that differs from rows of the same work by its protocol."""
+    """Refuse a named baseline that is nowhere, or that differs by its protocol from all it could serve."""
     if name is None:
         return
     timed = [record for record in records if record.timed]
@@ -84,12 +85,13 @@ def check_baseline(records: Sequence[Record], name: str | None) -> None:
     if not bases:
         there = ", ".join(sorted({record.name for record in timed})) or "none, since no row has a time"
         raise UserError(f"--baseline {name!r} is not among the rows: choose from {there}")
-    for record in timed:
-        if any(difference(base, record) is None for base in bases):
-            continue
+    others = [record for record in timed if record.name != name]
+    if any(difference(base, record) is None for record in others for base in bases):
+        return  # rows that it cannot serve are left without a ratio
+    for record in others:
         for base in bases:
             if difference(dataclasses.replace(base, protocol=record.protocol), record) is None:
-                unlike_in = unlike(base.protocol, record.protocol)
+                unlike_in = unlike(method(base.protocol), method(record.protocol))
                 raise UserError(
                     f"{record.name} cannot be compared with {name} at {short_title(record)}: measured under "
                     f"protocols that differ in {unlike_in}; name files of one protocol, or leave --baseline "
@@ -98,7 +100,8 @@ def check_baseline(records: Sequence[Record], name: str | None) -> None:
 
 
 def _setting_key(record: Record) -> str:
-    return digest({name: getattr(record, name) for name in SETTING_FIELDS} | device_identity(record))
+    parts = {name: getattr(record, name) for name in SETTING_FIELDS} | device_identity(record)
+    return digest(parts | {"protocol": method(record.protocol)})
 
 
 def _place(record: Record) -> tuple[object, ...]:

@@ -54,10 +54,12 @@ class OnnxRuntime:
         from backends.onnxruntime.export import export
         from models.rope import rope_tables
 
-        if target.device == "cpu" and target.dtype == "float16":
+        if not target.on_gpu and target.dtype == "float16":
             raise Unsupported(
                 "the CPU provider has no product in float16: the runtime would widen every weight to float32"
             )
+        if not target.on_gpu and target.dtype == "bfloat16":
+            raise Unsupported("the CPU provider has no product in bfloat16: use float32")
         if options.get("import") == "torch":
             return self._import(config, shapes, target, options)
         attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)

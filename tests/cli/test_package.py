@@ -30,7 +30,7 @@ JUNK = (
 )
 EXTRAS = {"eager", "compile", "xla", "xla-cuda", "tvm", "iree", "onnxruntime", "onnxruntime-cuda"}
 EXTRAS |= {"flashinfer", "handwritten", "trtllm", "kernels", "import", "report", "parquet", "track", "build"}
-EXTRAS |= {"cpu", "dev"}
+EXTRAS |= {"cpu", "dev", "tvm-cuda", "iree-cuda"}
 COMMANDS = (("backends",), ("compare", "--dry-run", "--backends", "null"), ("--help",))
 
 

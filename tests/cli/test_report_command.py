@@ -153,9 +153,9 @@ def expect_refusal(workbench: Run, arguments: list[str], words: list[str], **var
 
 def test_records_of_different_protocols_are_not_compared(workbench: Run, tmp_path: Path) -> None:
     write_records(tmp_path / "one.jsonl", record("eager", protocol={"gate": 1, "processes": 2}))
-    write_records(tmp_path / "two.jsonl", record("compile", (0.5, 0.5), protocol={"gate": 1, "processes": 3}))
+    write_records(tmp_path / "two.jsonl", record("compile", (0.5, 0.5), protocol={"gate": 2, "processes": 2}))
     files = ["one.jsonl", "two.jsonl"]
-    expect_refusal(workbench, [*files, "--baseline", "eager"], ["cannot be compared", "processes (2 and 3)"])
+    expect_refusal(workbench, [*files, "--baseline", "eager"], ["cannot be compared", "gate (1 and 2)"])
     rows = list(csv.DictReader(io.StringIO(workbench("report", *files, "--format", "csv").stdout)))
     assert {row["backend"]: row["ratio_to"] for row in rows} == {"eager": "eager", "compile": "compile"}
 

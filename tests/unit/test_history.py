@@ -173,3 +173,9 @@ def test_a_row_with_a_single_record_needs_no_noise_floor(tmp_path: Any, capsys: 
     assert (found.steps, found.advice) == ((), None)
     write([found], as_json=False)
     assert "calibrate" not in capsys.readouterr().out
+
+
+def test_a_wish_that_no_record_meets_is_named_with_what_there_is() -> None:
+    assert Wanted(phase="foo").unmet(ROW) == "none has --phase foo, but decode"
+    assert Wanted(backend="eager", device="gpu").unmet(ROW) == "none has --device gpu, but test-cpu"
+    assert Wanted(backend="eager").unmet(ROW) is None

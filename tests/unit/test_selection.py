@@ -77,6 +77,7 @@ def test_other_work_or_options_are_rows_of_their_own_in_one_setting(change: dict
         {"dtype": "bfloat16"},
         {"weights": "def"},
         {"protocol": {"gate": 2, "processes": 2}},
+        {"protocol": {"gate": 1, "processes": 2, "budget_s": 1.0}},
     ],
 )
 def test_what_may_not_be_compared_is_a_setting_of_its_own(change: dict[str, Any]) -> None:
@@ -122,15 +123,28 @@ def test_baseline_that_no_row_has_is_refused_with_those_there_are() -> None:
 def test_baseline_of_another_protocol_is_refused_with_what_differs() -> None:
     rows = [record("eager", protocol={"gate": 1, "processes": 2}), record("compile", batch=8)]
     select(rows, "eager")
-    rows.append(record("compile", protocol={"gate": 1, "processes": 3}))
-    with pytest.raises(UserError, match=r"compile cannot be compared with eager.*processes \(2 and 3\)"):
+    rows.append(record("compile", protocol={"gate": 2, "processes": 2}))
+    with pytest.raises(UserError, match=r"compile cannot be compared with eager.*gate \(1 and 2\)"):
         select(rows, "eager")
     assert len(select(rows)) == 2
 
 
+def test_a_baseline_serves_the_rows_it_can_and_leaves_the_others_without_a_ratio() -> None:
+    rows = [record("eager"), record("compile"), record("xla", protocol={"gate": 2, "processes": 2})]
+    ratios = [ratio and ratio.to for setting in select(rows, "eager") for ratio in setting.report.ratios]
+    assert sorted(map(str, ratios)) == ["None", "eager", "eager"]
+
+
+def test_a_row_measured_again_in_more_processes_is_one_row() -> None:
+    again = record("eager", created="2027-01-01", protocol={"gate": 1, "processes": 7})
+    (setting,) = select([record("eager"), again, record("compile")])
+    assert {each.name: each for each in setting.report.records}["eager"] is again
+    assert sorted(setting.older) == [0, 1]
+
+
 def test_a_row_without_a_time_needs_no_baseline_and_is_none() -> None:
     rows = [record("eager", protocol={"gate": 1, "processes": 2})]
-    rows.append(record("compile", status="crashed", protocol={"gate": 1, "processes": 3}))
+    rows.append(record("compile", status="crashed", protocol={"gate": 2, "processes": 2}))
     assert [setting.report.ratios for setting in select(rows, "eager")][1] == (None,)
     with pytest.raises(UserError, match="'compile' is not among the rows: choose from eager"):
         select(rows, "compile")

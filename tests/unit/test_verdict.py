@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.unit.builders import record
+from workbench.ratios import difference
 from workbench.record import method
-from workbench.tracking.verdict import judge, noise_floor, threshold, unlike
+from workbench.tracking.verdict import judge, noise_floor, threshold
 
 Processes = list[tuple[float, ...]]
 
@@ -141,7 +142,7 @@ def test_noise_floor_needs_two_sides_of_five() -> None:
 
 def test_rows_of_more_processes_are_like_work_and_those_of_another_protocol_are_not() -> None:
     row = record()
-    assert unlike(row, record(protocol={"gate": 1, "processes": 12})) is None
-    assert "protocol" in str(unlike(row, record(protocol={"gate": 2, "processes": 2})))
-    assert "device" in str(unlike(row, record(gpu={"name": "Another CPU", "threads": 2})))
+    assert difference(row, record(protocol={"gate": 1, "processes": 12})) is None
+    assert "protocol" in str(difference(row, record(protocol={"gate": 2, "processes": 2})))
+    assert "device" in str(difference(row, record(gpu={"name": "Another CPU", "threads": 2})))
     assert method(row.protocol) == {"gate": 1}

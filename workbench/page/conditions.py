@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from workbench.record import Record
+from workbench.record import Record, method
 from workbench.report import held_equal, notes
 from workbench.selection import Setting
 
@@ -28,7 +28,7 @@ class Conditions:
 def conditions_of(setting: Setting) -> Conditions:
     """Gather them from a setting's records."""
     first = setting.first
-    rules = ", ".join(f"{name} {value}" for name, value in first.protocol.items())
+    rules = ", ".join(f"{name} {value}" for name, value in method(first.protocol).items())
     lines = list(dict.fromkeys(_line(record) for record in setting.report.records))
     columns = list(zip(*lines, strict=True))
     return Conditions(

@@ -99,4 +99,4 @@ def write(rows: Sequence[Judged], name: str, form: str) -> None:
         held = report.held_equal([each.record for each in rows])
         console.print("Held equal:", *(f"  {line}" for line in held), sep="\n")
         console.print(verdict_lines.table(rows, name))
-        console.print(*verdict_lines.remarks(rows), sep="\n")
+        console.print(*verdict_lines.remarks(rows), report.run_line([each.record for each in rows]), sep="\n")

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
-from workbench.ratios import workload_of
+from workbench.ratios import difference, workload_of
 from workbench.record import Record
 from workbench.report import row_title
 from workbench.store import Store, parse_strictly, read_strictly
-from workbench.tracking.verdict import unlike
+
+LISTED = 8
+"""Rows that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Earlier:
                 f"{self.name} has no row of {title}, so nothing can be compared: it has "
                 f"{describe(self.records)}; name what both have"
             )
-        equal = [each for each in alike if unlike(each, record) is None]
+        equal = [each for each in alike if difference(each, record) is None]
         if not equal:
-            raise UserError(f"{title} cannot be compared with {self.name}: {unlike(alike[-1], record)}")
+            raise UserError(f"{title} cannot be compared with {self.name}: {difference(alike[-1], record)}")
         tuned = [each for each in equal if not each.untuned]
         if not tuned:
             raise UserError(
@@ -52,8 +54,13 @@ class Earlier:
 
 
 def describe(records: Sequence[Record]) -> str:
-    """List which rows there are, each once."""
-    return ", ".join(dict.fromkeys(row_title(each) for each in records)) or "none at all"
+    """List which rows there are, each once and not all of many, with the models and devices they are of."""
+    if not records:
+        return "none at all"
+    rows = list(dict.fromkeys(row_title(each) for each in records))
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    works = dict.fromkeys(f"{each.model} on {each.gpu.get('name')}" for each in records)
+    return f"{', '.join(rows[:LISTED])}{more}, of {', '.join(works)}"
 
 
 def find_earlier(name: str, store: Store, path: Path) -> Earlier:

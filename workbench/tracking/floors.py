@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.errors import UserError
-from workbench.ratios import samples, workload_of
+from workbench.ratios import difference, samples, workload_of
 from workbench.record import Record
 from workbench.report import row_title
-from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor, unlike
+from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor
 
 CALIBRATION = "calibration"
 
@@ -65,7 +65,7 @@ def lack(record: Record) -> str:
 def same_machine(calibration: Record, record: Record) -> bool:
     """Whether an A/A row tells of a row's noise: the same phase by the same protocol on the same machine."""
     alike = replace(calibration, **{name: getattr(record, name) for name in WORK})
-    return unlike(alike, record) is None and calibration.gpu.get("uuid") == record.gpu.get("uuid")
+    return difference(alike, record) is None and calibration.gpu.get("uuid") == record.gpu.get("uuid")
 
 
 WORK = ("model", "weights", "batch", "prompt", "context", "steps", "dtype")

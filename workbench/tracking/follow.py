@@ -20,8 +20,9 @@ def follow(wanted: Wanted, results: Path) -> list[History]:
     records = Store(results, warn).read_all()
     chosen = [record for record in records if wanted.holds(record)]
     if not chosen:
-        there = describe([record for record in records if record.timed])
-        raise UserError(f"no such row with a time in {results}: there is {there}")
+        timed = [record for record in records if record.timed]
+        unmet = f"; {lost}" if (lost := wanted.unmet(timed)) else ""
+        raise UserError(f"no such row with a time in {results}{unmet}: there is {describe(timed)}")
     calibrated = Store(calibration_folder(results), warn).read_all()
     return [trace(row, calibrated) for row in group(chosen)]
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from models.errors import UserError
 from workbench.options import INSTALL_TRACK
 from workbench.ratios import samples
-from workbench.record import Record, method
+from workbench.record import Record
 from workbench.selection import identity
 from workbench.store import slug
 from workbench.tracking.changes import changes
@@ -33,14 +33,27 @@ class Wanted:
 
     def holds(self, record: Record) -> bool:
         """Whether a record has a time and is one of those wanted."""
-        facts = {
-            "backend": (record.backend, record.name),
-            "device": (slug(str(record.gpu.get("name"))),),
-        }
-        asked = ((each.name, getattr(self, each.name)) for each in fields(self))
-        return record.timed and all(
-            value is None or value in facts.get(name, (getattr(record, name),)) for name, value in asked
-        )
+        return record.timed and all(value in facts_of(record, name) for name, value in self.asked())
+
+    def asked(self) -> list[tuple[str, object]]:
+        """List what is asked of a record: a name and the value it must have."""
+        pairs = [(each.name, getattr(self, each.name)) for each in fields(self)]
+        return [(name, value) for name, value in pairs if value is not None]
+
+    def unmet(self, records: Sequence[Record]) -> str | None:
+        """Name what no record meets by itself, with the values there are; None if it is the combination."""
+        for name, value in self.asked():
+            there = {str(facts_of(record, name)[-1]) for record in records}
+            if there and not any(value in facts_of(record, name) for record in records):
+                return f"none has --{name} {value}, but {', '.join(sorted(there))}"
+        return None
+
+
+def facts_of(record: Record, name: str) -> tuple[object, ...]:
+    """Return the values that a record goes by under a name of `Wanted`, the fullest one last."""
+    if name == "backend":
+        return (record.backend, record.name)
+    return (slug(str(record.gpu.get("name"))),) if name == "device" else (getattr(record, name),)
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,7 @@ def group(records: Sequence[Record]) -> list[list[Record]]:
     """Put the records of each row together, oldest first."""
     rows: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda each: each.created):
-        key = identity(replace(record, protocol=method(record.protocol)))
-        rows.setdefault(key, []).append(record)
+        rows.setdefault(identity(record), []).append(record)
     return list(rows.values())
 
 

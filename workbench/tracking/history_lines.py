@@ -58,7 +58,7 @@ def print_row(name: str, history: History, console: Console) -> None:
     if history.advice:
         console.print(f"  no noise floor, so any step in {len(records)} records is unknown")
     elif not steps:
-        console.print(f"  no step in {len(records)} records")
+        console.print(f"  no step in {len(records)} record{'s' * (len(records) > 1)}")
 
 
 def title(record: Record) -> str:

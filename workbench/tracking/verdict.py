@@ -1,13 +1,11 @@
 """Whether a row is faster, slower or the same as an earlier one, by rules that noise cannot fool. Pure."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from workbench.ratios import difference
-from workbench.record import Record, method
 from workbench.statistics import CONFIDENCE, DRAWS, Interval, Processes, percentile, ratio_interval
 
 FASTER = "faster"
@@ -115,8 +113,3 @@ def present_floor(base: Processes, later: Processes) -> float:
     """Return the noise floor by the processes of both sides, each relative to its own side's median."""
     sides = [[median(samples) for samples in side] for side in (base, later)]
     return noise_floor([(value / median(side),) for side in sides for value in side])
-
-
-def unlike(one: Record, other: Record) -> str | None:
-    """Name the first thing that makes two rows other work or another device; None if nothing does."""
-    return difference(*(replace(each, protocol=method(each.protocol)) for each in (one, other)))
