@@ -33,7 +33,7 @@ SEARCHES: dict[str, dict[str, bool]] = {"steps": {}, "all": {"coordinate_descent
 """How coordinate descent goes on: one field at a time, or all fields at once where that finds no better."""
 SEARCHED = (
     "the kernels of {} were chosen by timing them in a build that all processes share: another build may end "
-    "a tenth faster or slower, which no interval here shows; --again builds anew"
+    "an eighth faster or slower, which no interval here shows; --again builds anew"
 )
 ATTENTIONS = ("auto", "flex", "masked", "products")
 SCOPES = ("auto", "layer", "step")
