@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.contract import Shapes
@@ -26,25 +27,18 @@ Lengths = tuple[tuple[int, ...], int]
 """Prompts and capacity of an engine: what its golden depends on besides the model, whatever its batch."""
 
 
+@dataclass
 class GoldenFiles:
     """The files that the engines of one model are held against, on one device."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        device: Device,
-        source: Source,
-        progress: Progress,
-        logs: Path,
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
-    ) -> None:
-        self.settings = settings
-        self.device = device
-        self.source = source
-        self.progress = progress
-        self.logs = logs
-        self.limits = limits
-        self.found: dict[Lengths, Path] = {}
+    settings: Settings
+    device: Device
+    source: Source
+    progress: Progress
+    logs: Path
+    limits: Limits = Limits()  # noqa: RUF009 (frozen)
+    found: dict[Lengths, Path] = field(init=False, default_factory=dict)
+    """Of the groups that `make` has seen."""
 
     def of(self, group: PlannedGroup) -> Path:
         """Return the file of a group that `make` has seen, and keep it from being pruned meanwhile."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import UserError
-from workbench.record import OK, WORK_FIELDS, Record, device_identity, method
+from workbench.record import OK, Record, device_identity, work_of
 from workbench.statistics import ratio_interval
 
 DEFAULT_BASELINE = "eager"
@@ -46,10 +46,9 @@ def difference(one: Record, other: Record) -> str | None:
 
     Only the number of processes may differ: it changes the interval, not the time.
     """
-    for name in WORK_FIELDS:
-        left, right = getattr(one, name), getattr(other, name)
-        if name == "protocol":
-            left, right = method(left), method(right)
+    work = work_of(other)
+    for name, left in work_of(one).items():
+        right = work[name]
         if left != right:
             if isinstance(left, Mapping):
                 return f"{name}: {unlike(left, right)}"

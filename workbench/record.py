@@ -217,6 +217,12 @@ def method(protocol: Json) -> Json:
     return {name: value for name, value in protocol.items() if name != "processes"}
 
 
+def work_of(record: Record) -> Json:
+    """Return what two rows must share before their times may be compared, besides the device."""
+    work = {name: getattr(record, name) for name in WORK_FIELDS}
+    return work | {"protocol": method(record.protocol)}
+
+
 def to_json(record: Record) -> Json:
     """Turn a record into plain JSON values."""
     return dataclasses.asdict(record)

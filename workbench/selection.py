@@ -8,7 +8,7 @@ from models.errors import UserError
 from workbench.caches import digest
 from workbench.plan import PHASES
 from workbench.ratios import Ratio, difference, find_ratios, unlike, workload_of
-from workbench.record import WORK_FIELDS, Record, device_identity, method
+from workbench.record import Record, device_identity, method, work_of
 from workbench.report import Report, short_title
 
 SETTING_FIELDS = ("model", "weights", "dtype", "protocol")
@@ -58,8 +58,7 @@ def count_workloads(records: Sequence[Record]) -> int:
 
 def identity(record: Record) -> str:
     """Identify the work, the kind of device and the backend: a later record of the same replaces this one."""
-    parts = {name: getattr(record, name) for name in WORK_FIELDS} | device_identity(record)
-    parts["protocol"] = method(record.protocol)
+    parts = work_of(record) | device_identity(record)
     # One that is untuned says nothing of its compiler, so it does not replace one that does.
     return digest({**parts, "backend": record.name} | ({"untuned": True} if record.untuned else {}))
 
@@ -100,8 +99,8 @@ def check_baseline(records: Sequence[Record], name: str | None) -> None:
 
 
 def _setting_key(record: Record) -> str:
-    parts = {name: getattr(record, name) for name in SETTING_FIELDS} | device_identity(record)
-    return digest(parts | {"protocol": method(record.protocol)})
+    work = work_of(record)
+    return digest({name: work[name] for name in SETTING_FIELDS} | device_identity(record))
 
 
 def _place(record: Record) -> tuple[object, ...]:
