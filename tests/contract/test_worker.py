@@ -3,17 +3,13 @@
 import statistics
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from backends import registry
-from backends.contract import Shapes, Target
+from backends.contract import Shapes
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
 from workbench import machine, process
-from workbench.checks import capacity_for, workload_tokens
-from workbench.clock import Clock
-from workbench.harness import time_decode
+from workbench.checks import capacity_for
 from workbench.job import (
     BurstJob,
     CeilingsJob,
@@ -25,7 +21,6 @@ from workbench.job import (
     RowJob,
     read_row_result,
 )
-from workbench.stopping import StopRule, WarmUp
 
 pytest.importorskip("torch")
 
@@ -162,53 +157,3 @@ def test_ceilings_are_rates_that_hardware_can_have(tmp_path, dtype):
     how = outcome.result["bursts"]
     assert how["bandwidth"] == {"burst_s": 0.01, "pause_s": 0.001}
     assert 0 < how["product"]["burst_s"] < 1
-
-
-def test_the_harness_adds_little_to_a_bare_loop(model):
-    """`scripts/overhead.py` measures this within 1 %; a busy test machine cannot, but would see 10 %."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        ratios = overhead(model, Clock(DEVICE))
-    finally:
-        torch.set_num_threads(threads)
-    assert statistics.median(ratios) < 1.1
-
-
-def overhead(model, clock):
-    weights = open_checkpoint(Path(model), DTYPE)
-    backend = registry.find("eager")
-    target = Target(DEVICE, DTYPE, machine.describe(DEVICE).architecture)
-    shapes = Shapes(1, (16,), capacity_for(16, STEPS))
-    engine = backend.load(backend.build(weights.config, shapes, target, {}), weights)
-    tokens = workload_tokens(weights.config.vocab_size, 1, 16, 0)
-    engine.stage(tokens)
-    engine.prefill()
-    feed = np.ascontiguousarray(tokens[:, -1])
-
-    def bare():
-        for _ in range(2):  # like the harness's one chain of warming up and one sample
-            engine.rewind(16)
-            engine.feed(feed)
-            engine.sync()
-            start = clock.now()
-            for _ in range(STEPS):
-                engine.decode()
-            engine.sync()
-            seconds = (clock.now() - start) / STEPS
-        return seconds
-
-    def harness():
-        once = StopRule(0.0, floor=1, cap=1)
-        return time_decode(engine, clock, 16, STEPS, feed, warm_up=WarmUp(0.0), stop=once).samples_s[0]
-
-    harness(), bare()
-    ratios = []
-    for turn in range(20):
-        first, second = (harness, bare) if turn % 2 else (bare, harness)
-        one, other = first(), second()
-        ratios.append(one / other if turn % 2 else other / one)
-    engine.close()
-    return ratios

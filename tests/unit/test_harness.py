@@ -1,6 +1,7 @@
 """What lies inside the clock and what outside it, on a clock that tests turn by hand."""
 
 import gc
+import sys
 
 import numpy as np
 import pytest
@@ -166,3 +167,60 @@ def test_the_real_clock_goes_forward_and_fences_by_the_engine():
     clock.fence(Engine())
     assert clock.now() > before
     assert calls == ["sync"]
+
+
+class Instructions:
+    """An engine and a clock in one: its time is the number of Python's instructions run since it began."""
+
+    def __init__(self):
+        self.count = 0
+
+    def now(self):
+        return float(self.count)
+
+    def fence(self, engine):
+        engine.sync()
+
+    def sync(self): ...
+
+    def rewind(self, length): ...
+
+    def feed(self, tokens): ...
+
+    def decode(self): ...
+
+    def __call__(self, frame, event, argument):
+        frame.f_trace_opcodes = True
+        self.count += event == "opcode"
+        return self
+
+    def during(self, chain, steps):
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            return round(steps * chain(self, steps))
+        finally:
+            sys.settrace(before)
+
+
+def bare_chain(world, steps):
+    """Return the instructions a step of the least loop that can time a chain."""
+    start = world.now()
+    for _ in range(steps):
+        world.decode()
+    world.sync()
+    return (world.now() - start) / steps
+
+
+def harness_chain(world, steps):
+    return time_decode(world, world, 9, steps, TOKENS[:, 0], **rules(1)).samples_s[0]
+
+
+def test_a_step_costs_no_instruction_more_than_in_a_bare_loop():
+    """Seconds say that on an idle machine only (`scripts/overhead.py`); instructions say it on any."""
+    world = Instructions()
+    bare, more_bare = (world.during(bare_chain, steps) for steps in (100, 200))
+    harness, more_harness = (world.during(harness_chain, steps) for steps in (100, 200))
+    assert more_harness - harness == more_bare - bare > 500
+    # What is left is the way into the loop and to the fence, once for a whole chain.
+    assert 0 <= harness - bare < 50
