@@ -12,8 +12,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from backends.tvm.tir import LOWEST, SCHEDULED
+
 LANES = 16
-SCHEDULED = {"tirx.is_scheduled": True, "tirx.noalias": True}
 
 
 @cache  # each takes long to parse, and every layer has the same
@@ -93,7 +94,7 @@ def attend(q_shape: tuple[int, ...], cached_shape: tuple[int, ...], dtype: str) 
                 for d in T.vectorized(width):
                     query[d] = T.Cast("float32", q[b, t, h, d]) * T.float32(scale)
                     sums[d] = T.float32(0)
-                most[0] = T.float32(-3e38)
+                most[0] = T.float32(LOWEST)
                 total[0] = T.float32(0)
                 for s in T.serial(filled):
                     for lane in T.vectorized(lanes):
@@ -143,7 +144,7 @@ def finish(batch: int, vocab: int, dtype: str, length: int) -> Any:
                 T.reads(new[b, 0:vocab])
                 T.writes(logits[b, 0:vocab], token[b])
                 most = T.sblock_alloc_buffer((1,), "float32", scope="local")
-                most[0] = T.float32(-3e38)
+                most[0] = T.float32(LOWEST)
                 token[b] = 0
                 for v in T.serial(vocab):
                     logits[b, v] = new[b, v]

@@ -12,7 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import FULL, LOWEST, SCHEDULED
+from backends.tvm.gpu_kernels import FULL
+from backends.tvm.tir import LOWEST, SCHEDULED
 
 WARPS = 4
 BLOCKS = 264

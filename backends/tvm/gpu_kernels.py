@@ -11,11 +11,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from backends.tvm.tir import SCHEDULED
 from models.layout import NUMPY_DTYPES
 
-SCHEDULED = {"tirx.is_scheduled": True, "tirx.noalias": True}
-"""What marks a function that no rule is to schedule."""
-LOWEST = -3.0e38
 FULL = 0xFFFFFFFF  # every lane of a warp
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import FULL, LOWEST
+from backends.tvm.gpu_kernels import FULL
+from backends.tvm.tir import LOWEST
 
 PARTS = 64
 WARPS = 8

@@ -13,8 +13,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import FULL, LOWEST, SCHEDULED
+from backends.tvm.gpu_kernels import FULL
 from backends.tvm.gpu_products import MMA_TYPES
+from backends.tvm.tir import LOWEST, SCHEDULED
 
 QUERIES = KEYS = 64
 WARPS = QUERIES // 16

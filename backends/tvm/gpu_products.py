@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import SCHEDULED
+from backends.tvm.tir import SCHEDULED
 
 TILE = 16
 """Rows of the weight to a block."""
