@@ -3,8 +3,6 @@
 A time exists only if the very engine that was timed gave right logits before and after.
 """
 
-import resource
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +10,11 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
-import psutil
 
 from backends import registry
 from backends.contract import Artefact, Backend, Engine, Shapes, Target
 from models.checkpoint import Weights, open_checkpoint
-from workbench import machine
+from workbench import machine, memory
 from workbench.building.work import open_engine
 from workbench.checks import workload_tokens
 from workbench.clock import Clock
@@ -101,7 +98,7 @@ def set_up(job: MeasureJob, events: Events) -> Bench:
         clock=Clock(job.device),
         events=events,
         versions=dict(probe.versions),
-        idle_bytes=psutil.Process().memory_info().rss if here else None,
+        idle_bytes=memory.resident() if here else None,
     )
 
 
@@ -138,7 +135,7 @@ def verified(result: RowResult, before: Verdict, after: Verdict) -> RowResult:
 def build(bench: Bench, shapes: Shapes) -> Built:
     """Build and load an engine; compilers may do their work as late as its first tokens."""
     clock = bench.clock
-    reset_peak()
+    memory.reset_peak()
     bench.events.enter("build")
     start = clock.now()
     artefact = obtain(bench, shapes)
@@ -214,7 +211,7 @@ def wrong(result: RowResult, verdict: Verdict, when: str) -> RowResult:
 
 def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
     """Time one row by the clock of its phase; its memory is the peak of the build and of its own samples."""
-    reset_peak()  # the memory of the check and of the row before is not this row's
+    memory.reset_peak()  # the memory of the check and of the row before is not this row's
     bench.events.enter("time", row=row.key)
     prompt = tokens(bench, bench.job.group.shapes.batch, row.length)
 
@@ -272,33 +269,11 @@ def tokens(bench: Bench, batch: int, length: int) -> np.ndarray:
     return workload_tokens(bench.weights.config.vocab_size, batch, length, bench.job.seed)
 
 
-def reset_peak() -> None:
-    """Let the peak of the process's memory begin anew, where the kernel can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak then includes what was before
-
-
 def peak_bytes(bench: Bench) -> int | None:
     """Return the highest memory less what was there before the weights; None where that says nothing."""
-    if bench.idle_bytes is None:
-        return None
-    # ru_maxrss would do, but Linux lets a child start with its parent's.
-    for line in _status():
-        if line.startswith("VmHWM:"):
-            return max(0, int(line.split()[1]) * 1024 - bench.idle_bytes)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - bench.idle_bytes)
+    return None if bench.idle_bytes is None else max(0, memory.peak() - bench.idle_bytes)
 
 
 def highest(one: Number | None, other: Number | None) -> Number | None:
     """Return the larger of two numbers, None if both are unknown."""
     return max((number for number in (one, other) if number is not None), default=None)
-
-
-def _status() -> list[str]:
-    try:
-        return Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return []

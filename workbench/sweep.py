@@ -10,7 +10,7 @@ R rows, T positions, D hidden size, H query heads, K key/value heads, Dh head si
 positions, C kept columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -219,6 +219,26 @@ def read_faulty(
             yield stream, faulty - golden[stream.rows, np.searchsorted(positions, checked)]
 
 
+def gather(
+    faults: Iterable[tuple[Stream, Floats]],
+    mutants: tuple[Mutant, ...],
+    prompts: tuple[int, ...],
+    lengths: tuple[int, ...],
+    rows: int,
+    columns: int,
+) -> tuple[Floats, Floats]:
+    """Arrange what streams shift as `Golden.prefill_shift` and `Golden.decode_shift` have it."""
+    prefills = np.zeros((len(mutants), len(prompts), rows, columns), np.float32)
+    decodes = np.zeros((len(mutants), len(lengths), rows, FORCED_STEPS, columns), np.float32)
+    for stream, shift in faults:
+        mutant = mutants.index(stream.mutant)
+        if not stream.prompts:
+            decodes[mutant, lengths.index(stream.start)] = shift
+        for index, prompt in enumerate(stream.prompts):
+            prefills[mutant, prompts.index(prompt), stream.rows] = shift[:, index]
+    return prefills, decodes
+
+
 def bounded(error: Floats, size: Floats, dtype: torch.dtype) -> Floats:
     """Replace errors [R, N] of torch that are not finite by one rounding of golden logits of a size [R, N].
 
@@ -262,14 +282,8 @@ def compute(
 
     positions, columns = checked_positions(prompts, lengths), kept_columns(config.vocab_size)
     logits, error = read_golden(sweep, positions, ends)
-    prefills = np.zeros((len(mutants), len(prompts), rows, len(columns)), np.float32)
-    decodes = np.zeros((len(mutants), len(lengths), rows, FORCED_STEPS, len(columns)), np.float32)
-    for stream, shift in read_faulty(sweep, logits[..., columns], positions, columns, ends):
-        mutant = mutants.index(stream.mutant)
-        if not stream.prompts:
-            decodes[mutant, lengths.index(stream.start)] = shift
-        for index, prompt in enumerate(stream.prompts):
-            prefills[mutant, prompts.index(prompt), stream.rows] = shift[:, index]
+    faults = read_faulty(sweep, logits[..., columns], positions, columns, ends)
+    prefills, decodes = gather(faults, mutants, prompts, lengths, rows, len(columns))
     return Golden(
         dtype=weights.dtype,
         hidden_size=config.hidden_size,

@@ -12,8 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from backends.tvm.gpu_kernels import SCHEDULED
 from backends.tvm.gpu_products import MMA_TYPES
+from backends.tvm.tir import SCHEDULED
 
 ROWS, COLUMNS, CHUNK = 128, 256, 64
 DEEP = CHUNK // 16
