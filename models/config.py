@@ -111,5 +111,6 @@ def locate(model: str) -> Path | None:
 
 
 def _nearest_preset(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.4)
+    # A name that is not a preset's may have been put behind a folder already.
+    near = difflib.get_close_matches(Path(name).name.lower(), PRESETS, n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}."

@@ -147,6 +147,13 @@ def test_changes_name_versions_driver_and_code() -> None:
     assert changes(before, before) == []
 
 
+def test_changes_name_the_card_or_the_machine() -> None:
+    cards = [row(gpu=GPU | {"uuid": f"GPU-{digit * 8}-0000"}) for digit in "12"]
+    assert changes(*cards) == ["card GPU-11111111 -> GPU-22222222"]
+    machines = [row(device="cpu", gpu={"name": "CPU", "uuid": digit * 16}) for digit in "12"]
+    assert changes(*machines) == ["machine 111111111111 -> 222222222222"]
+
+
 def test_changes_name_an_engine_that_was_built_ahead() -> None:
     tuned = {"key": "0123456789abcdef", "target": "h100", "untuned": False}
     untuned = tuned | {"key": "f" * 16, "untuned": True}

@@ -3,6 +3,8 @@
 from workbench.record import Record
 
 ABSENT = "none"
+UUID_SHOWN = 12
+"""Characters of a card's or a machine's UUID that tell it from others of its kind: `GPU-` and eight more."""
 
 
 def changes(before: Record, after: Record) -> list[str]:
@@ -17,9 +19,14 @@ def changes(before: Record, after: Record) -> list[str]:
 
 def facts(record: Record) -> dict[str, str]:
     """Name what a record's time may depend on and rows may be compared across."""
-    driver = record.gpu.get("driver")
-    others = {"driver": driver, "provenance": record.provenance, "workbench": record.workbench}
-    others |= {"engine": engine_of(record)}
+    driver, uuid = record.gpu.get("driver"), str(record.gpu.get("uuid") or "")[:UUID_SHOWN]
+    others = {
+        "machine" if record.device == "cpu" else "card": uuid,
+        "driver": driver,
+        "provenance": record.provenance,
+        "workbench": record.workbench,
+        "engine": engine_of(record),
+    }
     return record.versions | {name: value for name, value in others.items() if value}
 
 

@@ -251,7 +251,8 @@ def test_preset_is_found_and_needs_no_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("lama-3.1-8b", "llama-3.1-8b"), ("Tiny", "tiny"), ("qwen3", "qwen3-8b")]
+    ("wrong", "near"),
+    [("lama-3.1-8b", "llama-3.1-8b"), ("Tiny", "tiny"), ("qwen3", "qwen3-8b"), ("/here/tinny", "tiny")],
 )
 def test_unknown_preset_offers_the_nearest(wrong: str, near: str) -> None:
     for ask in (find_preset, locate):
