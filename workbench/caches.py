@@ -65,6 +65,7 @@ MEASURING = (
     "harness",
     "judgement",
     "measure",
+    "memory",
     "mutants",
     "stopping",
     "streams",
