@@ -4,7 +4,7 @@ This file imports no framework, and neither may the top of any backend's module:
 its framework inside `probe`, `build` and `load`, so that listing backends stays cheap everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -149,6 +149,17 @@ class Engine(Protocol):
         """Free the device's memory; the engine is not used again."""
 
 
+def run_first(engine: Engine, prompts: Sequence[np.ndarray]) -> None:
+    """Run prompts [B, T] and two steps: compilers may do their work as late as that. Waits for the device."""
+    for prompt in prompts:
+        engine.stage(prompt)
+        engine.prefill()
+        engine.sync()
+    for _ in range(2):  # a program made for the first length is compiled once more for any other
+        engine.decode()
+    engine.sync()
+
+
 @runtime_checkable
 class Planner(Protocol):
     """What an engine may have besides, where it plans on the host what it then runs on the device."""
@@ -201,11 +212,16 @@ class Keeper(Backend, Protocol):
 
 
 @runtime_checkable
-class Tuner(Protocol):
-    """A backend that can keep what it timed on a device for builds elsewhere; optional."""
+class Chooser(Protocol):
+    """A backend whose builds may choose among kernels by timing them on the device; optional."""
 
     def tunes(self, options: Mapping[str, str]) -> bool:
         """Tell whether a build with these options times anything."""
+
+
+@runtime_checkable
+class Tuner(Chooser, Protocol):
+    """One that can keep what it timed on a device for builds elsewhere; optional."""
 
     def tune(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -246,9 +247,28 @@ def copy_in(buffer: Tensor, tokens: np.ndarray) -> None:
 def place(weights: Weights, device: torch.device) -> dict[str, Tensor]:
     """Copy every fused tensor to the device, aligned as torch's own allocations are, once for all engines."""
     return weights.once(
-        f"torch:{device}",
+        _placed(device),
         lambda: {name: to_torch(array).to(device, copy=True) for name, array in weights.arrays()},
     )
+
+
+@torch.inference_mode()
+def draw(config: DecoderConfig, dtype: str, device: torch.device) -> Weights:
+    """Make weights of a model's form on the device alone, for programs that are compiled and answer nobody.
+
+    They are random, since kernels are chosen by timing: with zeros a GPU takes less power and clocks higher.
+    """
+    weights, stored = Weights(config, dtype, Path(), {}), getattr(torch, dtype)
+
+    def tensor(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, dtype=stored, device=device).mul_(shape[-1] ** -0.5)
+
+    weights.once(_placed(device), lambda: {each.name: tensor(each.shape) for each in weights.layout})
+    return weights
+
+
+def _placed(device: torch.device) -> str:
+    return f"torch:{device}"
 
 
 def to_torch(array: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from backends import registry
-from backends.contract import Artefact, Backend, Engine, Shapes, Target
+from backends.contract import Artefact, Backend, Engine, Shapes, Target, run_first
 from models.checkpoint import Weights, open_checkpoint
 from workbench import machine, memory
 from workbench.building.work import open_engine
@@ -147,12 +147,7 @@ def build(bench: Bench, shapes: Shapes) -> Built:
     bench.events.enter("build")
     prompts = [tokens(bench, shapes.batch, length) for length in shapes.prompts]
     ready = clock.now()
-    for prompt in prompts:
-        engine.stage(prompt)
-        engine.prefill()
-        clock.fence(engine)
-    for _ in range(2):  # a program made for the first length is compiled once more for any other
-        engine.decode()
+    run_first(engine, prompts)
     clock.fence(engine)
     end = clock.now()
     facts = RowResult(

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
@@ -92,10 +94,20 @@ def choose(options: Mapping[str, str], device: str) -> Plan:
     return Plan(attention, None, TUNED_DECODE | SEARCHES[options.get("search", "steps")], True, by_layer)
 
 
+def with_plan(artefact: Artefact) -> Artefact:
+    """Add how its options say to compile; raises Unsupported."""
+    if "stock" in artefact.options:
+        return artefact
+    plan = choose(artefact.options, artefact.target.device)
+    return replace(artefact, provenance=plan.provenance, payload=plan, warnings=plan.warnings)
+
+
 class Compile:
     """Compiles prefill for each prompt length, and decode for every step."""
 
     name = "compile"
+    machine_code = True
+    any_shapes = False
     options: Mapping[str, Option] = {
         "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
         "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),
@@ -123,12 +135,34 @@ class Compile:
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Note what to compile: torch.compile works in the process that runs the program."""
-        if "stock" in options:
-            if len(options) > 1:
-                raise Unsupported("compile[stock] has no settings: leave out the other options")
-            return Artefact(config, shapes, target, options, definition="common", provenance="stock")
-        plan = choose(options, target.device)
-        return Artefact(config, shapes, target, options, "common", plan.provenance, plan, plan.warnings)
+        if "stock" in options and len(options) > 1:
+            raise Unsupported("compile[stock] has no settings: leave out the other options")
+        return with_plan(Artefact(config, shapes, target, options, definition="common", provenance="stock"))
+
+    def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
+        """Tell the versions of torch and of Triton; raises Unsupported for a GPU that is not here."""
+        if target.card is not None:
+            where = f"build where there is such a GPU ({target.card})"
+            raise Unsupported(f"torch.compile times its kernels on the device that it compiles for: {where}")
+        packages = ("torch", "triton") if target.on_gpu else ("torch",)
+        return {name: version(name) for name in packages}
+
+    def save(self, artefact: Artefact, folder: Path) -> None:
+        """Compile every shape and copy what torch and Triton keep of it."""
+        from backends.compile.saved import save_programs
+
+        save_programs(self, artefact, folder)
+
+    def open(self, artefact: Artefact, folder: Path) -> Artefact:
+        """Let torch find what was saved when it compiles; raises Unsupported where it would not."""
+        from backends.compile.saved import open_programs
+
+        open_programs(artefact, folder)
+        return with_plan(artefact)
+
+    def tunes(self, options: Mapping[str, str]) -> bool:  # noqa: ARG002
+        """Tell that Inductor times kernels, whatever the options."""
+        return True
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""

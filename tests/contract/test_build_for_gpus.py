@@ -12,6 +12,7 @@ from backends import registry
 from backends.contract import Artefact, Keeper, Shapes, Target
 from models.checkpoint import Weights
 from workbench.building.machine_code import inspect
+from workbench.caches import compiler_environment
 
 HERE = Target("cpu", "float32", platform.machine())
 SHAPES = Shapes(2, (4, 7), 23)
@@ -20,12 +21,17 @@ Open = Callable[[str, str], Weights]
 
 
 @pytest.fixture(params=KEEPERS)
-def keeper(request: pytest.FixtureRequest) -> Keeper:
+def keeper(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Keeper:
+    """Give each backend that can keep what it builds, with caches of its own, as in a worker."""
     found = registry.find(request.param)
     assert isinstance(found, Keeper)
     probe = found.probe()
     if not probe.usable:
         pytest.skip(f"{request.param}: {probe.reason}")
+    for name, folder in compiler_environment(tmp_path_factory.mktemp("caches")).items():
+        monkeypatch.setenv(name, folder)
     return found
 
 

@@ -70,7 +70,7 @@ def build(request: BuildRequest) -> list[Row]:
             locks.enter_context(DeviceLock(device, LOCKS))
         progress.expect(len(orders), BUILD_S)
         # Kernels that are timed on a GPU share it with no other build: their choice is kept.
-        timing = any(order.tuner and order.here in gpus.values() for order in orders)
+        timing = any(order.chooser and order.here in gpus.values() for order in orders)
         return Builder(request, store, progress).fill(orders, 1 if timing else request.workers())
 
 

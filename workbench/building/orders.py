@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends import registry
-from backends.contract import Keeper, Shapes, Target, Tuner, Unsupported
+from backends.contract import Chooser, Keeper, Shapes, Target, Tuner, Unsupported
 from models.config import DecoderConfig
 from models.errors import UserError
 from workbench.building.questions import Answer, ask_all
@@ -40,10 +40,15 @@ class Order:
         return backend_name(*self.named)
 
     @property
-    def tuner(self) -> bool:
-        """Whether the backend times choices on the device."""
+    def chooser(self) -> bool:
+        """Whether a build times kernels where the device is here."""
         backend = registry.find(self.named[0])
-        return isinstance(backend, Tuner) and backend.tunes(self.named[1])
+        return isinstance(backend, Chooser) and backend.tunes(self.named[1])
+
+    @property
+    def tuner(self) -> bool:
+        """Whether what it times serves builds elsewhere, too."""
+        return self.chooser and isinstance(registry.find(self.named[0]), Tuner)
 
     def recipe(self, tuning: str) -> Recipe:
         """Return what the engine is made of; the backend must have told its compilers."""
