@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.contract import Engine
-from workbench.checks import FORCED_STEPS, gate_rows, repeat_rows
+from workbench.checks import FORCED_STEPS, gate_rows, repeated_rows
 from workbench.golden import Golden, Progress
 from workbench.judgement import POISONED, Check, Floats, Verdict, judge
 
-GATE = 1
+GATE = 2
 """Version of the checks and of the judgement: rows that unlike gates let pass are not compared."""
 
 
@@ -46,8 +46,8 @@ def verify(engine: Engine, golden: Golden, batch: int, progress: Progress | None
 
 def run_checks(engine: Engine, golden: Golden, batch: int) -> Iterator[Check]:
     """Drive an engine of `batch` rows through all checks; raises NotLogits."""
-    tokens, decoy = repeat_rows(golden.tokens, batch), repeat_rows(golden.decoy, batch)
-    lengths = golden.lengths.tolist()
+    tokens, decoy = (rows[repeated_rows(batch, len(rows))] for rows in (golden.tokens, golden.decoy))
+    lengths, filled = golden.lengths.tolist(), int(golden.prompts[-1])
     for prompt in golden.prompts.tolist():
         engine.poison(0)  # whatever the prefill then leaves unwritten shows at once
         yield check_prefill(engine, golden, tokens[:, :prompt], POISONED)
@@ -59,8 +59,11 @@ def run_checks(engine: Engine, golden: Golden, batch: int) -> Iterator[Check]:
         engine.prefill()
         yield check_prefill(engine, golden, tokens[:, :prompt])
     for length in lengths:
-        engine.rewind(length)
-        engine.poison(length)
+        known = min(length, filled)
+        engine.rewind(known)
+        engine.poison(known)
+        for position in range(known, length):  # what they leave in the cache is checked by what follows
+            force(engine, tokens, position)
         yield check_decode(engine, golden, tokens, length)
 
 
@@ -80,20 +83,22 @@ def check_decode(
     """Force steps from position `length` on, which the engine is at, and compare each."""
     name = f"decode at length {length}{where}"
 
-    def launch(position: int) -> None:
-        engine.feed(tokens[:, position])
-        engine.decode()
-
     def steps() -> Iterator[Floats]:
-        launch(length)
+        force(engine, tokens, length)
         for following in range(length + 1, length + FORCED_STEPS + 1):
             logits = read(engine, golden, len(tokens), name)
             if following < length + FORCED_STEPS:
-                launch(following)  # a device is at work while these are compared
+                force(engine, tokens, following)  # a device is at work while these are compared
             yield logits
 
     shift = golden.decode_shift[:, golden.lengths.tolist().index(length)]  # [M, R, S, C]
     return compare(golden, name, steps(), length, shift)
+
+
+def force(engine: Engine, tokens: npt.NDArray[np.int32], position: int) -> None:
+    """Launch a step from the token of a position, which the engine is at."""
+    engine.feed(tokens[:, position])
+    engine.decode()
 
 
 def read(engine: Engine, golden: Golden, batch: int, name: str) -> Floats:
@@ -118,7 +123,7 @@ def compare(golden: Golden, name: str, steps: Iterable[Floats], position: int, s
         noise.append(np.einsum("bc,bc->b", kept, kept))
     squares = np.einsum("smrc,smrc->msr", wide, wide)
     references = np.square(golden.reference_error[:, first : first + len(errors)].T, dtype=np.float64)
-    turn = np.arange(len(noise[0])) % len(golden.tokens)  # row of golden that each row of the batch repeats
+    turn = repeated_rows(len(noise[0]), len(golden.tokens))
     return Check(
         name,
         dots=np.stack(dots, 1),
@@ -134,22 +139,22 @@ def subtract(golden: Golden, logits: Floats, at: int) -> tuple[Floats, Floats]:
 
     Row by row, so that what is subtracted stays in a core's cache and nothing of size [B, V] is made.
     """
-    rows, vocab = len(golden.tokens), golden.logits.shape[-1]
+    turn, vocab = repeated_rows(len(logits), len(golden.tokens)), golden.logits.shape[-1]
     square = np.empty(len(logits), np.float32)
     kept = np.empty((len(logits), len(golden.columns)))
     error = np.empty(vocab, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for row, each in enumerate(logits):
-            np.subtract(each, golden.logits[row % rows, at], out=error)
+            np.subtract(each, golden.logits[turn[row], at], out=error)
             square[row] = np.dot(error, error) / vocab
             kept[row] = error[golden.columns]
     return square, kept
 
 
 def project_rows(kept: Floats, shift: Floats) -> Floats:
-    """Return <kept, shift> [M, B] for kept [B, C] and shift [M, R, C], where row b goes with row b % R."""
-    rows = shift.shape[1]
+    """Return <kept, shift> [M, B] for kept [B, C] and shift [M, R, C], each row with the one it repeats."""
+    turn = repeated_rows(len(kept), shift.shape[1])
     dots = np.empty((len(shift), len(kept)))
-    for row in range(min(rows, len(kept))):
-        dots[:, row::rows] = shift[:, row] @ kept[row::rows].T
+    for row in range(shift.shape[1]):
+        dots[:, turn == row] = shift[:, row] @ kept[turn == row].T
     return dots

@@ -28,9 +28,9 @@ class Golden:
     """Stored dtype of the engines this is for, and of the torch error in `reference_error`."""
     hidden_size: int
     tokens: np.ndarray
-    """int32 [R, filled + S]: what is prefilled and fed."""
+    """int32 [R, reach + S]: what is prefilled and fed, up to the longest of prompts and lengths."""
     decoy: np.ndarray
-    """int32 [1, filled]: prefilled by every row before the tokens, so that a page never written holds what is
+    """int32 [1, reach]: prefilled by every row before the tokens, so that a page never written holds what is
     wrong. One for all rows: a page left from another row's earlier sequence is then known as stale, too."""
     prompts: np.ndarray
     """int [P], ascending."""

@@ -270,12 +270,12 @@ def compute(
     """Compute what `golden.compute_golden` returns."""
     config, prompts = weights.config, shapes.prompts
     torch.backends.cuda.matmul.allow_tf32 = False
-    filled, rows = max(prompts), gate_rows(shapes.batch)
-    tokens = workload_tokens(config.vocab_size, rows, filled + FORCED_STEPS, seed)
-    decoy = workload_tokens(config.vocab_size, 1, filled, seed + 1)
+    reach, rows = max((*prompts, *lengths)), gate_rows(shapes.batch)
+    tokens = workload_tokens(config.vocab_size, rows, reach + FORCED_STEPS, seed)
+    decoy = workload_tokens(config.vocab_size, 1, reach, seed + 1)
     placed = torch.from_numpy(tokens).to(device)
     # One position more than there are tokens: rope off by one turns the last that far.
-    model = Model(config, filled + FORCED_STEPS + 1, device)
+    model = Model(config, reach + FORCED_STEPS + 1, device)
     faulty = plan_faulty(placed, prompts, lengths, mutants)
     sweep = Sweep(model, placed, torch.from_numpy(decoy).to(device), faulty)
     ends = run_through(sweep, weights, device, progress)

@@ -259,6 +259,36 @@ class RowFault(TorchEngine):
         super().feed(wrong)
 
 
+class TileFault(TorchEngine):
+    """The eager engine that gives the rows of the second half of a batch what it computed for the first."""
+
+    def logits(self) -> np.ndarray:
+        logits = super().logits()
+        half = len(logits) // 2
+        return np.concatenate((logits[:half], logits[:half]))
+
+
+class ChainFault(TorchEngine):
+    """The eager engine that does nothing any more some steps after a rewind or a prefill."""
+
+    def __init__(self, weights: Weights, shapes: Shapes, steps: int) -> None:
+        super().__init__(artefact_of(weights, shapes), weights, lower_eager)
+        self.most, self.left = steps, steps
+
+    def prefill(self) -> None:
+        super().prefill()
+        self.left = self.most
+
+    def rewind(self, length: int) -> None:
+        super().rewind(length)
+        self.left = self.most
+
+    def decode(self) -> None:
+        if self.left > 0:
+            super().decode()
+        self.left -= 1
+
+
 def artefact_of(weights: Weights, shapes: Shapes, device: str = "cpu") -> Artefact:
     target = Target(device, weights.dtype, "x86_64")
     return Artefact(weights.config, shapes, target, {}, "common", "stock")

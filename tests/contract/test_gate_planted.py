@@ -1,5 +1,6 @@
 """Every known fault is caught by its name, at tiny size and at full width; right engines pass."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +12,22 @@ pytest.importorskip("torch")
 import torch
 
 from backends.contract import Engine, Shapes
-from backends.eager import Eager
+from backends.eager import Eager, lower_eager
 from models.checkpoint import Weights, open_checkpoint
 from models.config import PRESETS
 from models.weights import write_preset
-from tests.contract.planted import EDGE, FAULTS, REUSED, UNWRITTEN, Fault, Planted, RowFault, artefact_of
+from tests.contract.planted import (
+    EDGE,
+    FAULTS,
+    REUSED,
+    UNWRITTEN,
+    ChainFault,
+    Fault,
+    Planted,
+    RowFault,
+    TileFault,
+    artefact_of,
+)
 from workbench import streams
 from workbench.checks import capacity_for
 from workbench.gate import verify
@@ -146,3 +158,22 @@ def test_a_faulty_row_beyond_the_distinct_ones_is_found(tmp_path: Path):
     assert not verdict.passed
     assert verdict.reason is not None
     assert verdict.reason.startswith("error ") or "row 5" in verdict.reason
+
+
+def test_rows_that_are_taken_from_another_tile_are_found(tmp_path: Path):
+    case = make_case(tmp_path / "model", "tiny", ("cpu", "bfloat16"), Shapes(8, (20,), capacity_for(20, 0)))
+    artefact = artefact_of(case.weights, case.shapes)
+    verdict = check(TileFault(artefact, case.weights, lower_eager), case)
+    assert not verdict.passed
+    assert verdict.reason is not None
+    assert re.search(r"^error |row [4-7]", verdict.reason), verdict
+    assert_right(check(load_right(case), case))
+
+
+@pytest.mark.parametrize("steps", [17, 24, 30])
+def test_a_chain_that_goes_wrong_late_is_found(tmp_path: Path, steps: int):
+    case = make_case(tmp_path / "model", "tiny", ("cpu", "bfloat16"), Shapes(1, (20,), capacity_for(20, 32)))
+    verdict = check(ChainFault(case.weights, case.shapes, steps), case)
+    assert not verdict.passed
+    assert verdict.reason is not None
+    assert "decode at length 35" in verdict.reason

@@ -10,7 +10,7 @@ from workbench.checks import (
     capacity_for,
     check_lengths,
     gate_rows,
-    repeat_rows,
+    repeated_rows,
     workload_tokens,
 )
 
@@ -18,7 +18,12 @@ from workbench.checks import (
 def test_lengths_hold_the_context_the_prompts_the_first_seventeen_and_the_edges():
     lengths = check_lengths(Shapes(1, (50, 200), capacity_for(200, 32)), filled=200)
     edges = {31, 32, 33, 63, 64, 65, 127, 128, 129}
-    assert set(lengths) == {200, 50} | set(range(1, 18)) | edges
+    assert set(lengths) == {215, 200, 50} | set(range(1, 18)) | edges
+
+
+@pytest.mark.parametrize(("steps", "first"), [(0, 200), (31, 200), (32, 215), (512, 695)])
+def test_the_last_steps_but_one_of_a_timed_chain_are_checked(steps: int, first: int):
+    assert check_lengths(Shapes(1, (200,), capacity_for(200, steps)), filled=200)[0] == first
 
 
 def test_a_context_just_below_an_edge_keeps_the_neighbours_it_reaches():
@@ -30,8 +35,9 @@ def test_lengths_descend_and_leave_room_for_the_forced_steps(filled: int, steps:
     for room in (capacity, capacity_for(filled, steps)):
         lengths = check_lengths(Shapes(1, (filled,), room), filled)
         assert list(lengths) == sorted(set(lengths), reverse=True)
-        assert all(1 <= length <= filled and length + FORCED_STEPS <= room for length in lengths)
-    assert lengths[0] == filled
+        assert all(length >= 1 and length + FORCED_STEPS <= room for length in lengths)
+        assert [length for length in lengths if length > filled] in ([], [room - FORCED_STEPS - 1])
+    assert filled in lengths
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(1, 117), (17, 117), (64, 164)])
@@ -53,5 +59,16 @@ def test_workload_tokens_differ_by_sequence_and_seed_but_not_by_batch():
 def test_batches_beyond_four_repeat_four_sequences():
     tokens = workload_tokens(1000, gate_rows(10), 20, seed=1)
     assert len({row.tobytes() for row in tokens}) == DISTINCT_ROWS
-    assert np.array_equal(repeat_rows(tokens, 10)[9], tokens[1])
+    assert repeated_rows(10, DISTINCT_ROWS).tolist() == [0, 1, 2, 3, 1, 2, 3, 0, 2, 3]
     assert gate_rows(3) == 3
+    assert repeated_rows(3, 3).tolist() == [0, 1, 2]
+    assert repeated_rows(5, 1).tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("distance", [2**power for power in range(10)])
+def test_rows_of_neighbouring_tiles_repeat_unlike_sequences(distance: int):
+    """Else one tile of a batch that read another's rows would go unseen."""
+    turn = repeated_rows(2048, DISTINCT_ROWS)
+    tiles = turn[: 2 * distance].reshape(2, distance)
+    assert (tiles[0] != tiles[1]).all()
+    assert np.bincount(turn).tolist() == [512] * 4

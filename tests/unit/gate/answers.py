@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from workbench.checks import FORCED_STEPS
+from workbench.checks import FORCED_STEPS, repeated_rows
 from workbench.golden import Golden
 
 VOCAB, HIDDEN, ROWS, BATCH = 400, 256, 4, 6
@@ -76,7 +76,7 @@ class FakeEngine:
     def logits(self) -> np.ndarray:
         golden = self.golden
         at = int(np.searchsorted(golden.positions, self.length - 1))
-        rows = golden.logits[np.arange(self.batch) % ROWS, at]
+        rows = golden.logits[repeated_rows(self.batch, ROWS), at]
         step = self.length - 1 - self.start
         added = [
             self.answer(self.phase, self.start, step, row) + np.zeros(VOCAB) for row in range(self.batch)
@@ -93,5 +93,5 @@ class FakeEngine:
 
 def shift_of(golden: Golden, mutant: int, phase: str, length: int, step: int, row: int) -> np.ndarray:
     if phase == "prefill":
-        return golden.prefill_shift[mutant, PROMPTS.index(length), row % ROWS]
-    return golden.decode_shift[mutant, LENGTHS.index(length), row % ROWS, step]
+        return golden.prefill_shift[mutant, PROMPTS.index(length), repeated_rows(BATCH, ROWS)[row]]
+    return golden.decode_shift[mutant, LENGTHS.index(length), repeated_rows(BATCH, ROWS)[row], step]

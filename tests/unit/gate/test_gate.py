@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, ROWS, VOCAB, FakeEngine, shift_of
 from workbench import gate, judgement
+from workbench.checks import repeated_rows
 from workbench.gate import verify
 from workbench.golden import Golden
 
@@ -158,7 +159,7 @@ def test_a_golden_without_mutants_still_bounds_the_error(golden: Golden):
 def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     engine, progress = FakeEngine(golden), []
     verify(engine, golden, BATCH, lambda done, total: progress.append((done, total)))
-    batch = np.arange(BATCH) % ROWS
+    batch = repeated_rows(BATCH, ROWS)
     for name, value in engine.calls:
         if name == "feed":
             position, tokens = value
