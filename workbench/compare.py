@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from backends.contract import Target
 from models.errors import UserError
 from workbench import dryrun, exports, report
 from workbench.building.pickup import Engines, pick_up
@@ -37,7 +38,7 @@ def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = lis
     """
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
-        contestants = invite(request, settings)
+        contestants = invite(request, settings, device)
         source = prepare(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
         engines = find_engines(request, settings, device, contestants, groups, progress)
@@ -55,7 +56,7 @@ def preview(request: Request, form: str) -> None:
     """Print what `compare` would measure, with an estimate of its time and memory; measures nothing."""
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
-        contestants = invite(request, settings)
+        contestants = invite(request, settings, device)
         source = foresee(settings.model, settings.dtype, progress)
         store = Store(request.results, progress.warn)
         engines = find_engines(request, settings, device, contestants, groups, progress)
@@ -71,9 +72,10 @@ def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...
     return device, settings, plan(read_model(settings.model), settings.workload)
 
 
-def invite(request: Request, settings: Settings) -> list[Contestant]:
+def invite(request: Request, settings: Settings, device: Device) -> list[Contestant]:
     """Ask the backends whether they work here; raises UserError if none can take part."""
-    contestants = choose(request.backends, settings.device, settings.dtype, request.pythons)
+    target = Target(device.device, settings.dtype, device.architecture)
+    contestants = choose(request.backends, target, request.pythons)
     if not contestants:
         raise UserError(
             f"no backend runs {settings.dtype} on {settings.device} here: see `python -m workbench backends`"

@@ -3,10 +3,11 @@
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends import registry
-from backends.contract import Probe
+from backends.contract import Probe, Target
+from backends.variables import set_variables
 from workbench.caches import cache_root
 from workbench.job import ProbeJob
 from workbench.process import run
@@ -51,22 +52,33 @@ class Contestant:
 
 def probe_backends(names: Sequence[str], pythons: Mapping[str, str]) -> dict[str, Probe]:
     """Ask each backend once, in a process of its own, as many at a time as there are cores."""
-    ordered = list(dict.fromkeys(names))
+    answers = ask_all([ProbeJob(name) for name in dict.fromkeys(names)], pythons)
+    return {name: probe for name, (probe, _) in answers.items()}
+
+
+def ask_all(
+    jobs: Sequence[ProbeJob], pythons: Mapping[str, str]
+) -> dict[str, tuple[Probe, list[dict[str, str]]]]:
+    """Ask several at a time; returns by backend what `ask` does."""
     stop = threading.Event()
-    probes = side_by_side(
-        lambda name: probe(name, pythons.get(name, sys.executable), stop.is_set), ordered, stop
+    answers = side_by_side(
+        lambda job: ask(job, pythons.get(job.backend, sys.executable), stop.is_set), jobs, stop
     )
-    return dict(zip(ordered, probes, strict=True))
+    return {job.backend: answer for job, answer in zip(jobs, answers, strict=True)}
 
 
-def probe(name: str, python: str, stopped: Callable[[], bool]) -> Probe:
-    """Ask one backend in its own Python; whatever goes wrong there is the reason it is not usable."""
-    log = cache_root() / "logs" / f"probe-{name}.log"
-    outcome = run(ProbeJob(backend=name), python=python, log=log, stopped=stopped)
+def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> tuple[Probe, list[dict[str, str]]]:
+    """Ask one backend in its own Python; whatever goes wrong there is the reason it is not usable.
+
+    Returns besides, for each of the job's choices, the versions that options add.
+    """
+    log = cache_root() / "logs" / f"probe-{job.backend}.log"
+    outcome = run(job, python=python, log=log, stopped=stopped)
     if outcome.status != "ok" or outcome.result is None:
-        return Probe(reason=f"its probe failed in {python}: {outcome.reason}")
+        failed = Probe(reason=f"its probe failed in {python}: {outcome.reason}")
+        return failed, [{} for _ in job.choices]
     answer = outcome.result
-    return Probe(
+    probe = Probe(
         reason=answer["reason"],
         install=answer["install"],
         versions=answer["versions"],
@@ -74,17 +86,21 @@ def probe(name: str, python: str, stopped: Callable[[], bool]) -> Probe:
         dtypes=tuple(answer["dtypes"]),
         in_process=answer["in_process"],
     )
+    return probe, answer["made_by"] or [{} for _ in job.choices]
 
 
-def choose(
-    named: tuple[Named, ...] | None, device: str, dtype: str, pythons: Mapping[str, str]
-) -> list[Contestant]:
+def choose(named: tuple[Named, ...] | None, target: Target, pythons: Mapping[str, str]) -> list[Contestant]:
     """Return the backends asked for, or every usable one that computes; raises UserError for unknown ones."""
     for name, options in named or ():
         registry.check_options(registry.find(name), options)
     wanted = named if named is not None else tuple((name, {}) for name in registry.names() if name != "null")
-    probes = probe_backends([name for name, _ in wanted], pythons)
-    found = [
-        Contestant(name, options, pythons.get(name, sys.executable), probes[name]) for name, options in wanted
-    ]
-    return found if named is not None else [each for each in found if each.obstacle(device, dtype) is None]
+    choices = {name: [options for other, options in wanted if other == name] for name, _ in wanted}
+    answers = ask_all([ProbeJob(name, target, tuple(each)) for name, each in choices.items()], pythons)
+    found = []
+    for name, options in wanted:
+        probe, made_by = answers[name]
+        versions = {**made_by[choices[name].index(options)], **probe.versions, **set_variables()}
+        probe = replace(probe, versions=versions)
+        found.append(Contestant(name, options, pythons.get(name, sys.executable), probe))
+    usable = [each for each in found if each.obstacle(target.device, target.dtype) is None]
+    return found if named is not None else usable

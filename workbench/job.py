@@ -105,9 +105,15 @@ class CeilingsJob:
 
 @dataclass(frozen=True)
 class ProbeJob:
-    """Ask a backend whether it works in this environment; the result is `contract.Probe` as JSON."""
+    """Ask a backend whether it works in this environment; the result is `contract.Probe` as JSON.
+
+    With a target it has `made_by` besides: for each of `choices`, which are sets of options, the versions of
+    what makes an artefact, as far as the backend tells them.
+    """
 
     backend: str
+    target: Target | None = None
+    choices: tuple[dict[str, str], ...] = ()
     kind: str = "probe"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.torch_probe import probe_torch
+from backends.variables import set_variables
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -94,6 +96,20 @@ def choose(options: Mapping[str, str], device: str) -> Plan:
     return Plan(attention, None, TUNED_DECODE | SEARCHES[options.get("search", "steps")], True, by_layer)
 
 
+def compiler_name() -> str:
+    """Name the C++ compiler, looking where Inductor does."""
+    return os.environ.get("CXX", "g++")
+
+
+def compiler_release() -> str:
+    """Tell the release of the C++ compiler; raises Unsupported."""
+    try:
+        told = subprocess.run([compiler_name(), "--version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise Unsupported(f"torch.compile needs a C++ compiler: {compiler_name()} is none") from error
+    return told.stdout.partition("\n")[0]
+
+
 def with_plan(artefact: Artefact) -> Artefact:
     """Add how its options say to compile; raises Unsupported."""
     if "stock" in artefact.options:
@@ -122,11 +138,10 @@ class Compile:
     def probe(self) -> Probe:
         """Tell whether torch and a C++ compiler are there, and for which devices."""
         probe = probe_torch()
-        compiler = os.environ.get("CXX", "g++")  # as Inductor looks for it
-        if probe.usable and shutil.which(compiler) is None:
+        if probe.usable and shutil.which(compiler_name()) is None:
             return replace(
                 probe,
-                reason=f"torch.compile needs a C++ compiler and {compiler} is not on the path",
+                reason=f"torch.compile needs a C++ compiler and {compiler_name()} is not on the path",
                 install="apt-get install g++, or set CXX",
             )
         return probe
@@ -140,12 +155,12 @@ class Compile:
         return with_plan(Artefact(config, shapes, target, options, definition="common", provenance="stock"))
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
-        """Tell the versions of torch and of Triton; raises Unsupported for a GPU that is not here."""
+        """Tell the versions of torch and of what compiles for it; raises Unsupported for a GPU elsewhere."""
         if target.card is not None:
             where = f"build where there is such a GPU ({target.card})"
             raise Unsupported(f"torch.compile times its kernels on the device that it compiles for: {where}")
-        packages = ("torch", "triton") if target.on_gpu else ("torch",)
-        return {name: version(name) for name in packages}
+        found = {"torch": version("torch")} | set_variables(("TORCH", "TRITON_"))
+        return found | ({"triton": version("triton")} if target.on_gpu else {"c++": compiler_release()})
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         """Compile every shape and copy what torch and Triton keep of it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.probe_failure import describe_failure
+from backends.variables import set_variables
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -29,6 +30,8 @@ ELSEWHERE = {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 """Set besides to compile for a GPU that is not here: jax is neither to look for it nor to ask its driver."""
 INSTALL_CUDA = "pip install 'jax[cuda13]>=0.11', with Python 3.12"
 CUDA_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
+LIBRARIES = ("nvidia-cudnn-cu13", "nvidia-cublas")
+"""The packages whose kernels run its attention and its prefills: they shape times, and no engine."""
 AUTOTUNED = "autotune_results.txtpb"
 PREFILL_FLAGS = {"xla_gpu_enable_triton_gemm": False}
 """For a GPU: all products of a prefill go to cuBLAS, which takes the residual along; with Triton's in the
@@ -55,10 +58,13 @@ class Xla:
             platforms = {device.platform for device in jax.devices()}
         except Exception as error:  # a jaxlib or a driver that does not fit fails in many ways
             return describe_failure("jax", error, INSTALL)
-        versions = {name: version(name) for name in ("jax", "jaxlib")} | flags_set()
+        versions = {name: version(name) for name in ("jax", "jaxlib")}
         if "gpu" in platforms:
             with suppress(Unsupported):  # a build says what is missing
                 versions |= cuda_versions()
+            for name in LIBRARIES:
+                with suppress(PackageNotFoundError):  # then they are the system's
+                    versions[name] = version(name)
         devices = ("cpu", "cuda") if "gpu" in platforms else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
@@ -88,7 +94,7 @@ class Xla:
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
         """Tell the versions of jax, of its plugin for CUDA and of ptxas, and XLA's flags."""
         packages = ["jax", "jaxlib", *(("torch", "torchax") if options.get("import") == "torch" else ())]
-        found = {name: version(name) for name in packages} | flags_set()
+        found = {name: version(name) for name in packages} | set_variables(("XLA_FLAGS",))
         return found | cuda_versions() if target.on_gpu else found
 
     def save(self, artefact: Artefact, folder: Path) -> None:
@@ -145,11 +151,6 @@ def prepare(target: Target | None = None) -> None:
         os.environ.setdefault(name, value)
     if "OMP_NUM_THREADS" in os.environ:
         os.environ.setdefault("NPROC", os.environ["OMP_NUM_THREADS"])
-
-
-def flags_set() -> dict[str, str]:
-    """Return XLA's flags as they are set from outside, as a version."""
-    return {name: os.environ[name] for name in ("XLA_FLAGS",) if name in os.environ}
 
 
 def cuda_versions() -> dict[str, str]:

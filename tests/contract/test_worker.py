@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from backends.contract import Shapes
+from backends.contract import Shapes, Target
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
 from workbench import machine, process
 from workbench.checks import capacity_for
+from workbench.contestants import choose
 from workbench.job import (
     BurstJob,
     CeilingsJob,
@@ -137,6 +138,17 @@ def test_the_probe_answers_for_the_workers_environment(tmp_path):
     assert outcome.result["reason"] is None
     assert outcome.result["versions"]["torch"]
     assert DTYPE in outcome.result["dtypes"]
+
+
+def test_options_add_the_versions_of_what_they_bring(monkeypatch):
+    """Else a row would be served anew though its importer was upgraded, or the environment changed."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_hlo_as_text")
+    plain, imported = ("onnxruntime", {}), ("onnxruntime", {"import": "torch"})
+    one, other = choose((plain, imported), Target("cpu", DTYPE, "any"), {})
+    if not one.probe.usable:
+        pytest.skip(f"onnxruntime: {one.probe.reason}")
+    assert set(other.probe.versions) - set(one.probe.versions) == {"torch", "onnxscript"}
+    assert one.probe.versions["environment"] == "XLA_FLAGS=--xla_dump_hlo_as_text"
 
 
 def test_a_preset_is_written_by_a_worker(tmp_path, model):

@@ -51,6 +51,16 @@ def _ask(keeper: Keeper, target: Target, options: dict[str, str]) -> Json:
         return {"status": "missing", "reason": f"{reason}{f'; {probe.install}' if probe.install else ''}"}
 
 
+def tell_versions(backend: Backend, target: Target, options: Mapping[str, str]) -> dict[str, str]:
+    """Tell the versions of what makes an artefact; none where the backend keeps none, or a build fails."""
+    if not isinstance(backend, Keeper):
+        return {}
+    try:
+        return dict(backend.compilers(target, options))
+    except (Unsupported, PackageNotFoundError):
+        return {}
+
+
 def build_artefact(job: BuildJob, events: Events) -> Json:
     """Build an artefact and save it; raises whatever goes wrong."""
     keeper = find_keeper(job.backend)
