@@ -20,11 +20,13 @@ COMPILERS_AND_LIBRARIES = (
     "XLA_",
 )
 """How the names of such variables begin."""
+AT_START = dict(os.environ)
+"""What this process was started with: frameworks set some for themselves once they are imported."""
 OURS = ("_CACHE_DIR", "_CACHE_PATH", "_WORKSPACE_BASE", "_NUM_THREADS")
 """How those end that the workbench sets for every worker: where caches lie, how many threads there are."""
 
 
 def set_variables(beginnings: tuple[str, ...] = COMPILERS_AND_LIBRARIES) -> dict[str, str]:
     """Return the variables that are set, as the version of an `environment`; empty if there are none."""
-    names = [name for name in sorted(os.environ) if name.startswith(beginnings) and not name.endswith(OURS)]
-    return {"environment": " ".join(f"{name}={os.environ[name]}" for name in names)} if names else {}
+    names = [name for name in sorted(AT_START) if name.startswith(beginnings) and not name.endswith(OURS)]
+    return {"environment": " ".join(f"{name}={AT_START[name]}" for name in names)} if names else {}

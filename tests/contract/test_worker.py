@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from backends import variables
 from backends.contract import Shapes, Target
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
@@ -142,7 +143,7 @@ def test_the_probe_answers_for_the_workers_environment(tmp_path):
 
 def test_options_add_the_versions_of_what_they_bring(monkeypatch):
     """Else a row would be served anew though its importer was upgraded, or the environment changed."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_hlo_as_text")
+    monkeypatch.setattr(variables, "AT_START", {"XLA_FLAGS": "--xla_dump_hlo_as_text"})
     plain, imported = ("onnxruntime", {}), ("onnxruntime", {"import": "torch"})
     one, other = choose((plain, imported), Target("cpu", DTYPE, "any"), {})
     if not one.probe.usable:
