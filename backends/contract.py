@@ -215,8 +215,8 @@ class Keeper(Backend, Protocol):
 class Chooser(Protocol):
     """A backend whose builds may choose among kernels by timing them on the device; optional."""
 
-    def tunes(self, options: Mapping[str, str]) -> bool:
-        """Tell whether a build with these options times anything."""
+    def tunes(self, target: Target, options: Mapping[str, str]) -> bool:
+        """Tell whether a build for such a device with these options times anything."""
 
 
 @runtime_checkable

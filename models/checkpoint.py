@@ -127,8 +127,9 @@ def _convert(array: Array, dtype: str, name: str) -> Array:
         return array
     with np.errstate(over="ignore"):
         rounded = array.astype(wanted)
-    if dtype == "float16" and np.isinf(rounded).sum() > np.isinf(array).sum():
-        raise UserError(f"{name} has values beyond float16: use --dtype bfloat16 or float32")
+    if np.isinf(rounded).sum() > np.isinf(array).sum():
+        wider = "bfloat16 or float32" if dtype == "float16" else "float32"
+        raise UserError(f"{name} has values beyond {dtype}: use --dtype {wider}")
     return rounded
 
 

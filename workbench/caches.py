@@ -14,8 +14,8 @@ from typing import Any
 
 from backends.registry import find_sources
 
-LOCKS = Path(tempfile.gettempdir()) / "workbench-locks"
-"""One place for all users and caches of a machine: what is locked is the device."""
+LOCKS = (Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) / "workbench-locks"
+"""One place for all users, caches and jobs of a machine, whatever TMPDIR they have: the device is locked."""
 COMPILER_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -27,6 +27,8 @@ COMPILER_CACHES = {
     "TRTLLM_CACHE_DIR": "trtllm",
 }
 """The variables that tell compilers where their caches lie. A cold build starts with all of them empty."""
+TEMPORARY = "TMPDIR"
+"""Where Inductor keeps headers that it has compiled, whatever its own variable says."""
 
 
 def cache_root() -> Path:
@@ -60,20 +62,27 @@ MEASURING = (
     "checks",
     "clock",
     "conditions",
+    "findings",
     "gate",
     "golden",
     "harness",
     "judgement",
+    "kernels",
+    "machine",
     "measure",
     "memory",
     "mutants",
+    "process",
+    "rows",
+    "statistics",
     "stopping",
     "streams",
     "sweep",
+    "timer_check",
     "turn",
     "watch",
 )
-"""The modules of `workbench` that numbers depend on, besides all of `models` and `backends`."""
+"""The modules of `workbench` that numbers and warnings depend on, besides all of `models` and `backends`."""
 
 
 @cache
@@ -129,5 +138,8 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 
 def compiler_environment(folder: Path) -> dict[str, str]:
-    """Point every compiler's cache into one folder."""
-    return {name: str(folder / subfolder) for name, subfolder in COMPILER_CACHES.items()}
+    """Point every compiler's cache into one folder, and what it takes for temporary; that is made."""
+    temporary = folder / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    found = {name: str(folder / subfolder) for name, subfolder in COMPILER_CACHES.items()}
+    return found | {TEMPORARY: str(temporary)}

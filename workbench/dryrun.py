@@ -74,7 +74,7 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
     fill = PlannedRow("prefill", shapes.batch, max(shapes.prompts), None)
     steps = FORCED_STEPS * len(check_lengths(shapes, max(shapes.prompts)))
     gate = 2 * (steps * guess(settings, device, config, step) + 3 * guess(settings, device, config, fill))
-    once = (PROCESS_S + gate) / len(entry.group.rows) + settings.budget_s
+    once = (PROCESS_S + gate) / len(entry.group.rows) + 2 * settings.budget_s  # to warm up, and to sample
     logits = 4 * shapes.batch * config.vocab_size
     cache = cache_bytes(config, settings.dtype, shapes.batch, shapes.capacity)
     memory = weight_bytes(config, settings.dtype) + cache + logits

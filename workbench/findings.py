@@ -138,8 +138,8 @@ def settle(work: Work, engine: Engine, clock: Timer) -> None:
 
 
 def time_host(work: Work, engine: Engine, clock: Timer) -> HostTimes:
-    """Time the calls of one prefill or step as the host sees them: medians of a few passes."""
-    work.fill()
+    """Time the calls of one prefill or step as the host sees them: medians of a few passes, once warm."""
+    settle(work, engine, clock)
     enqueued, walls = [], []
     for _ in range(PASSES):
         work.prepare()

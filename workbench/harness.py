@@ -52,8 +52,8 @@ class Samples:
     """Seconds until each prefill returned to the host; empty for decode."""
     elapsed_s: float
     """From the first sample's staging to the last one's end: the samples and the gaps before them."""
-    settled: bool
-    """Whether warming up ended because the times had settled."""
+    doubt: str | None
+    """Why warming up may not have been enough, if it may not."""
 
     def gap_s(self, steps: int = 1) -> float:
         """Return the mean seconds before a sample of `steps` steps in which the harness prepares it."""
@@ -173,7 +173,7 @@ def _collect(
         samples_s=tuple(kept(seconds) for seconds, _ in taken),
         enqueue_s=tuple(kept(enqueue, ENQUEUE_DIGITS) for _, enqueue in taken if enqueue is not None),
         elapsed_s=elapsed,
-        settled=warm_up.settled,
+        doubt=warm_up.doubt,
     )
 
 

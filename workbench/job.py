@@ -192,7 +192,6 @@ class RowResult:
     definition: str | None = None
     provenance: str | None = None
     weights: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     clocks: Json = field(default_factory=dict)
     """Filled in by the parent: what it saw of the device while the row was timed."""

@@ -152,10 +152,15 @@ def shorten(name: str) -> str:
     return short if len(short) <= NAME_LENGTH else short[: NAME_LENGTH - 3] + "..."
 
 
-def host_bound(kernels: Json) -> str | None:
-    """Warn if the GPU has to wait for the host: launching takes longer than the work, or begins it late."""
+def host_bound(kernels: Json, call_s: float) -> str | None:
+    """Warn if the GPU has to wait for the host: launching takes longer than the work, or begins it late.
+
+    `call_s` are the seconds of a prefill or step as it was timed: where the kernels fill them, nobody waits.
+    """
     enqueue, busy, wall = kernels["enqueue_s"], kernels["busy_s"], kernels["wall_s"]
     idle = wall - kernels["span_s"]
+    if call_s <= HOST_BOUND * busy:
+        return None
     if enqueue > HOST_BOUND * busy:
         found = f"launching takes {units.seconds(enqueue)}, the kernels {units.seconds(busy)}"
     elif idle > IDLE_SHARE * wall:

@@ -45,7 +45,6 @@ class Bench:
     target: Target
     clock: Clock
     events: Events
-    versions: dict[str, str]
     idle_bytes: int | None
     """Memory of this process before the weights; None where the engine's is not this process's."""
 
@@ -68,8 +67,8 @@ def measure(job: MeasureJob, events: Events) -> None:
     bench = set_up(job, events)
     built = build(bench, job.group.shapes)
     try:
-        measure_rows(bench, built)
-        look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
+        if measure_rows(bench, built):
+            look(job, built.engine, bench.clock, bench.weights.config.vocab_size, events)
     finally:
         built.engine.close()
 
@@ -97,13 +96,12 @@ def set_up(job: MeasureJob, events: Events) -> Bench:
         target=Target(job.device, job.dtype, machine.describe(job.device).architecture),
         clock=Clock(job.device),
         events=events,
-        versions=dict(probe.versions),
         idle_bytes=memory.resident() if here else None,
     )
 
 
-def measure_rows(bench: Bench, built: Built) -> None:
-    """Check the engine, time every row, check the engine again and send all rows.
+def measure_rows(bench: Bench, built: Built) -> bool:
+    """Check the engine, time every row, check it again and send all rows; returns whether it is right.
 
     A first check that fails makes every row `wrong` before any is timed, a second one that fails all of them
     after. Until the second check what was timed is unverified, so it does not exist: a process that dies in
@@ -114,11 +112,12 @@ def measure_rows(bench: Bench, built: Built) -> None:
     if not before.passed:
         for row in rows:
             bench.events.row(wrong(replace(built.facts, key=row.key), before, ""))
-        return
+        return False
     timed = [time_row(bench, built, row) for row in rows]
     after = check(bench, built.engine)
     for result in timed:
         bench.events.row(verified(result, before, after))
+    return after.passed
 
 
 def verified(result: RowResult, before: Verdict, after: Verdict) -> RowResult:
@@ -159,7 +158,6 @@ def build(bench: Bench, shapes: Shapes) -> Built:
         provenance=artefact.provenance,
         peak_bytes=peak_bytes(bench),
         weights=bench.weights.checksum(),
-        versions=bench.versions,
         warnings=artefact.warnings,
     )
     return Built(engine, facts)
@@ -221,7 +219,6 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
     reason = (
         f"the second half's median differs from the first's by {drift:+.1%}: rerun on an idle, cool machine"
     )
-    warning = "the times had not settled when warming up ended: rerun on an idle machine"
     return replace(
         built.facts,
         key=row.key,
@@ -231,7 +228,7 @@ def time_row(bench: Bench, built: Built, row: RowJob) -> RowResult:
         enqueue_s=samples.enqueue_s,
         gap_s=samples.gap_s(row.steps or 1) if row.lead is None else None,
         peak_bytes=highest(built.facts.peak_bytes, peak_bytes(bench)),
-        warnings=built.facts.warnings + (() if samples.settled else (warning,)),
+        warnings=built.facts.warnings + ((samples.doubt,) if samples.doubt else ()),
     )
 
 

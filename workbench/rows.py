@@ -109,6 +109,7 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
     failed = next((result for result in results if result.status not in TIMED), None)
     last = failed or results[-1]
     memory = split_memory(results, evidence)
+    loads = [result.load_s for result in results if result.load_s is not None]
     held = max((result.clocks.get("idle_bytes", 0) for result in results), default=0)
     record = dataclasses.replace(
         blank,
@@ -120,7 +121,7 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
         ceilings=evidence.ceilings,
         least_work=dataclasses.asdict(evidence.work),
         build_s=evidence.build_s,
-        load_s=last.load_s,
+        load_s=plain.median(loads) if loads else None,
         peak_bytes=memory,
         fits=largest_fit(evidence.room, memory, held) if evidence.room else {},
         error_ratio=worst_error(results),
@@ -161,6 +162,7 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
     drift = next((result.reason for result in results if result.status == UNSTABLE), None)
     troubles = [trouble for trouble in (slow_down(conditions), drift) if trouble]
     warnings = record.warnings + advise(conditions, record.gpu.get("power_limit_w"))
+    warnings += tuple(line for line in (complaint, *doubts(results, kernels, time.median)) if line)
     return dataclasses.replace(
         record,
         status=UNSTABLE if troubles else OK,
@@ -173,7 +175,7 @@ def with_times(record: Record, results: Sequence[RowResult], evidence: Evidence)
         kernels=kernels,
         no_kernels=next((each.no_kernels for each in results if each.no_kernels), None),
         parts=median_parts([each.parts for each in results if each.parts]),
-        warnings=warnings + tuple(line for line in (complaint, *doubts(results, kernels)) if line),
+        warnings=warnings,
     )
 
 
@@ -182,10 +184,12 @@ def median_parts(parts: Sequence[Json]) -> Json:
     return {name: plain.median(each[name] for each in parts) for name in (parts[0] if parts else ())}
 
 
-def doubts(results: Sequence[RowResult], kernels: Json | None) -> tuple[str | None, str | None]:
+def doubts(
+    results: Sequence[RowResult], kernels: Json | None, call_s: float
+) -> tuple[str | None, str | None]:
     """Warn of clocks that disagree and of a GPU that waits for the host."""
     checks = [each.timer_check for each in results if each.timer_check]
-    return disagreement(checks), host_bound(kernels) if kernels else None
+    return disagreement(checks), host_bound(kernels, call_s) if kernels else None
 
 
 def seen(result: RowResult) -> Json:

@@ -4,12 +4,14 @@ import bisect
 import math
 from statistics import median
 
+from workbench import units
+
 WARM_WINDOW = 5
 """Samples a window: the smallest odd number whose median withstands two outliers."""
 WARM_TOLERANCE = 0.02
 """Below the 3 % at which a row is called unstable, so that a row warmed up to this can still be stable."""
 WARM_CAP = 100
-"""Samples after which a row that never settles is timed as it is; its halves then tell of it."""
+"""Samples after which a row that has not settled by then is timed as it is; its halves then tell of it."""
 WARM_LEAST_S = 0.2
 """A device's clock needs this long under load to rise, however short the samples are."""
 
@@ -52,14 +54,29 @@ class WarmUp:
         self._cap = cap
         self._least_s = least_s
         self._samples: list[float] = []
-        self.settled = False
-        """Whether it ended because the medians agreed."""
+        self._settled = False
+
+    @property
+    def doubt(self) -> str | None:
+        """Say, once it is over, why times may not be those of a warm device; None if the medians agreed."""
+        count, needed = len(self._samples), 2 * self._window
+        if self._settled:
+            return None
+        if count < needed:
+            enough = units.seconds(needed * max(self._samples, default=0.0))
+            return (
+                f"warming up had time for {count} of the {needed} samples that can settle: a --budget above "
+                f"{enough} has"
+            )
+        return "the times had not settled when warming up ended: rerun on an idle machine"
 
     def add(self, sample_s: float, elapsed_s: float) -> bool:
         """Take a sample and the time since warming up began [s]; returns True when it is over."""
         self._samples.append(sample_s)
-        self.settled = elapsed_s >= min(self._least_s, self._budget_s) and self._windows_agree()
-        return self.settled or len(self._samples) >= self._cap or elapsed_s >= self._budget_s
+        if elapsed_s < min(self._least_s, self._budget_s):
+            return False
+        self._settled = self._windows_agree()
+        return self._settled or len(self._samples) >= self._cap or elapsed_s >= self._budget_s
 
     def _windows_agree(self) -> bool:
         count = len(self._samples)

@@ -49,12 +49,12 @@ class Turn:
             outcome = run(
                 self.job, python=python, environment=environment, limits=limits, on_event=self.take, log=log
             )
-        self.warn(self.watch.left_behind())
         if outcome.ok:
             self.fail("crashed", f"the worker ended without a result for this row (log: {log})")
         else:
             self.fail(outcome.status, outcome.reason)
             self.excuse(f"the process ended before or while they were traced: {outcome.reason}")
+        self.warn(self.watch.left_behind())
 
     def take(self, event: Json) -> None:
         """Act on one event of the worker."""

@@ -128,15 +128,37 @@ def look_at(opened: Any, handle: Any) -> Sighting:
 
 
 def foreign_work(device: Device) -> tuple[str, ...]:
-    """Warn of other programs that use the device now; takes `LOOK_S` seconds on an idle one."""
-    return _foreign_gpu_work(device) if device.is_gpu else _foreign_cpu_work()
+    """Warn of other programs that use the device now, or a GPU's host; takes `LOOK_S` on an idle one."""
+    psutil.cpu_percent()  # the next call tells of the time since
+    if device.is_gpu:
+        return _foreign_gpu_work(device) + _foreign_host_work()
+    time.sleep(LOOK_S)
+    return _foreign_cpu_work(device)
 
 
-def _foreign_cpu_work() -> tuple[str, ...]:
-    percent = psutil.cpu_percent(LOOK_S)
-    if percent <= BUSY_PERCENT:
+def _foreign_cpu_work(device: Device) -> tuple[str, ...]:
+    cores = _busy_cores()
+    if 100 * cores <= BUSY_PERCENT * (device.threads or 1):
         return ()
-    return (f"other programs use {percent:.0f} % of the CPU: stop them and run again for steadier times",)
+    return (
+        f"other programs keep {cores:.1f} cores busy beside the {device.threads} threads measured: stop them "
+        "and run again for steadier times",
+    )
+
+
+def _foreign_host_work() -> tuple[str, ...]:
+    cores, whole = _busy_cores(), psutil.cpu_count() or 1
+    if 100 * cores <= BUSY_PERCENT * whole:
+        return ()
+    return (
+        f"other programs keep {cores:.1f} of the host's {whole} cores busy, which may slow what launches the "
+        "GPU's work: stop them and run again",
+    )
+
+
+def _busy_cores() -> float:
+    """Return how many cores programs kept busy since this was asked last; we only waited meanwhile."""
+    return psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
 
 
 def _foreign_gpu_work(device: Device) -> tuple[str, ...]:

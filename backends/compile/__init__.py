@@ -175,9 +175,9 @@ class Compile:
         open_programs(artefact, folder)
         return with_plan(artefact)
 
-    def tunes(self, options: Mapping[str, str]) -> bool:  # noqa: ARG002
-        """Tell that Inductor times kernels, whatever the options."""
-        return True
+    def tunes(self, target: Target, options: Mapping[str, str]) -> bool:
+        """Tell that Inductor times kernels for a GPU, whatever the options, and for a CPU if asked to."""
+        return target.on_gpu or options.get("mode", "").startswith("max-autotune")
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights; each shape is compiled when it first runs."""

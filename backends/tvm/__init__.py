@@ -111,7 +111,7 @@ class Tvm:
         config, shapes, dtype = artefact.config, artefact.shapes, artefact.target.dtype
         return replace(artefact, payload=describe(config, shapes, dtype, plan, files))
 
-    def tunes(self, options: Mapping[str, str]) -> bool:
+    def tunes(self, target: Target, options: Mapping[str, str]) -> bool:  # noqa: ARG002
         """Tell whether trials were asked for."""
         return "tune" in options
 

@@ -118,9 +118,9 @@ class Xla:
             interface = trace(artefact.config, artefact.shapes, artefact.target, attention).interface
         return replace(artefact, payload=open_programs(interface, artefact, folder))
 
-    def tunes(self, options: Mapping[str, str]) -> bool:  # noqa: ARG002
-        """Tell that XLA times kernels, whatever the options."""
-        return True
+    def tunes(self, target: Target, options: Mapping[str, str]) -> bool:  # noqa: ARG002
+        """Tell that XLA times kernels for a GPU, whatever the options."""
+        return target.on_gpu
 
     def tune(
         self,

@@ -194,7 +194,8 @@ def test_options_are_settled_before_anything_is_compiled() -> None:
     untuned = choose({"tune": "8"}, replace(gpu, card="h100"))
     assert untuned.untuned
     assert untuned.provenance == choose({}, gpu).provenance
-    assert [Tvm().tunes(each) for each in ({}, {"tune": "8"})] == [False, True]
+    cpu = Target("cpu", "float32", "any")
+    assert [Tvm().tunes(cpu, each) for each in ({}, {"tune": "8"})] == [False, True]
     for alone in ({"stock": ""}, {"import": "torch"}):
         with pytest.raises(Unsupported, match="leave out the other options"):
             choose({**alone, "library": "cublas"}, gpu)

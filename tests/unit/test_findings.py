@@ -104,13 +104,13 @@ def test_a_chain_is_positioned_as_a_timed_one_and_only_its_steps_are_traced(worl
 
 def test_a_short_row_is_traced_over_its_own_steps(world: World) -> None:
     run(world, job(rows=(RowJob("d", "decode", 9, 3),)))
-    assert world.calls.count("decode") == 3 * (PASSES + PASSES + 1)
+    assert world.calls.count("decode") == 3 * (2 * PASSES + PASSES + 1)
 
 
 def test_host_times_of_all_rows_are_taken_before_cupti_attaches(world: World) -> None:
     run(world, job())
     before = world.calls[: world.calls.index("attach")]
-    assert before.count("decode") == PASSES * CHAIN
+    assert before.count("decode") == 2 * PASSES * CHAIN  # to warm up, and to time
     assert "attach" not in before
     assert world.calls.count("attach") == 1
 

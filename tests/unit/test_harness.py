@@ -96,12 +96,12 @@ def test_every_sample_is_kept_in_order_and_warming_up_is_apart():
     world.prefill = lambda: world.note("prefill", next(durations))
     samples = time_prefill(world, world, TOKENS, **rules(10))
     assert samples.samples_s == tuple(map(float, range(1, 11)))
-    assert not samples.settled
+    assert samples.doubt is not None
 
 
 def test_settling_is_reported():
     world = World()
-    assert time_prefill(world, world, TOKENS, **rules(10, warm=50)).settled
+    assert time_prefill(world, world, TOKENS, **rules(10, warm=50)).doubt is None
 
 
 def test_the_rules_are_told_the_time_that_everything_takes():
@@ -109,7 +109,7 @@ def test_the_rules_are_told_the_time_that_everything_takes():
     told = []
 
     class Rule:
-        settled = True
+        doubt = None
 
         def add(self, sample_s, elapsed_s):
             told.append(elapsed_s)

@@ -181,7 +181,7 @@ def test_mangled_names_are_read_and_others_left_alone() -> None:
 
 def test_a_gpu_that_waits_for_the_host_is_warned_of_with_a_way_out() -> None:
     found = summarise(ran((0, 1_900_000)), 1, HostTimes(enqueue_s=5.2e-3, wall_s=5.3e-3))
-    line = host_bound(found)
+    line = host_bound(found, call_s=5.1e-3)
     assert line is not None
     assert "waits for the host: launching takes 5.20 ms, the kernels 1.90 ms" in line
     assert "CUDA graph" in line
@@ -189,7 +189,7 @@ def test_a_gpu_that_waits_for_the_host_is_warned_of_with_a_way_out() -> None:
 
 def test_a_gpu_whose_kernels_begin_late_is_warned_of_too() -> None:
     found = summarise(ran((0, 11_200_000)), 1, HostTimes(enqueue_s=5.7e-3, wall_s=16.2e-3))
-    line = host_bound(found)
+    line = host_bound(found, call_s=16e-3)
     assert line is not None
     assert "5.00 ms of 16.2 ms pass before its first kernel or after its last" in line
 
@@ -197,7 +197,12 @@ def test_a_gpu_whose_kernels_begin_late_is_warned_of_too() -> None:
 @pytest.mark.parametrize("enqueue_s", [1e-5, 1.9e-3, 2.0e-3])
 def test_an_engine_that_only_returns_late_is_not_warned_of(enqueue_s: float) -> None:
     found = summarise(ran((0, 1_900_000)), 1, HostTimes(enqueue_s, wall_s=2e-3))
-    assert host_bound(found) is None
+    assert host_bound(found, call_s=2.2e-3) is None
+
+
+def test_a_gpu_whose_kernels_fill_the_call_as_it_was_timed_waits_for_nobody() -> None:
+    found = summarise(ran((0, 1_900_000)), 1, HostTimes(enqueue_s=5.2e-3, wall_s=5.3e-3))
+    assert host_bound(found, call_s=2.0e-3) is None
 
 
 def test_kernels_are_printed_by_share_with_the_rest_named_by_number() -> None:

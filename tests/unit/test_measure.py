@@ -103,7 +103,7 @@ def test_a_rows_memory_is_of_the_build_and_its_own_samples_not_of_the_check(
     resets: list[None] = []
     monkeypatch.setattr(measure.memory, "reset_peak", lambda: resets.append(None))
     monkeypatch.setattr(measure, "tokens", lambda *_: None)
-    samples = Samples(samples_s=(1.0,) * 10, enqueue_s=(), settled=True, elapsed_s=10.0)
+    samples = Samples(samples_s=(1.0,) * 10, enqueue_s=(), doubt=None, elapsed_s=10.0)
     monkeypatch.setattr(measure, "take_samples", lambda *_: samples)
     events = SimpleNamespace(enter=lambda *_, **__: None)
     group = GroupJob(Shapes(1, (8,), 48), "", ROWS)

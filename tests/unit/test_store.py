@@ -214,7 +214,7 @@ def test_an_unwritable_folder_is_one_clear_line(store, path):
         path.parent.chmod(0o700)
 
 
-RESULT = RowResult(key="abc", status="ok", samples_s=(0.1, 0.2), warnings=("hot",), versions={"torch": "2"})
+RESULT = RowResult(key="abc", status="ok", samples_s=(0.1, 0.2), warnings=("hot",))
 
 
 def test_finished_processes_are_kept_until_forgotten(store):

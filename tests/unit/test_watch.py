@@ -2,6 +2,7 @@
 
 import time
 import types
+from dataclasses import replace
 
 import pytest
 
@@ -22,6 +23,18 @@ def wait_for(condition):
 def seen(sampler, row="row", count=5):
     """Wait until some samples of a row are there."""
     wait_for(lambda: len(sampler._seen.get(row, ())) >= count)
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    """Return a function that sets how many of how many cores others keep busy: none of them at first."""
+
+    def keep_busy(cores, of):
+        monkeypatch.setattr(watch.psutil, "cpu_percent", lambda: 100 * cores / of)
+        monkeypatch.setattr(watch.psutil, "cpu_count", lambda: of)
+
+    keep_busy(0, of=2)
+    return keep_busy
 
 
 def test_memory_is_the_highest_use_above_the_use_before(nvml):
@@ -160,12 +173,20 @@ def test_others_on_a_gpu_are_warned_of_with_a_next_step(nvml):
     assert memory.startswith("other programs hold 3.0 GiB of cuda:1: stop them")
 
 
-@pytest.mark.parametrize(("percent", "count"), [(3.0, 0), (80.0, 1)])
-def test_others_on_a_cpu_are_warned_of(monkeypatch, percent, count):
-    monkeypatch.setattr(watch.psutil, "cpu_percent", lambda seconds: percent)
-    warnings = foreign_work(describe("cpu"))
+@pytest.mark.parametrize(("cores", "count"), [(0.3, 0), (0.5, 1)])
+def test_others_on_a_cpu_are_warned_of_by_the_threads_that_are_measured(cpu, cores, count):
+    cpu(cores, of=64)
+    warnings = foreign_work(replace(describe("cpu"), threads=4))
     assert len(warnings) == count
-    assert all("80 % of the CPU: stop them" in line for line in warnings)
+    assert all("0.5 cores busy beside the 4 threads measured: stop them" in line for line in warnings)
+
+
+@pytest.mark.parametrize(("cores", "count"), [(3.0, 0), (16.0, 1)])
+def test_others_on_the_host_of_a_gpu_are_warned_of(nvml, cpu, cores, count):
+    cpu(cores, of=64)
+    warnings = foreign_work(describe("cuda:0"))
+    assert len(warnings) == count
+    assert all("16.0 of the host's 64 cores busy" in line for line in warnings)
 
 
 def test_a_card_that_fails_while_a_worker_runs_is_one_line(nvml):

@@ -64,13 +64,12 @@ def build(request: BuildRequest) -> list[Row]:
         store.prepare()
         progress.say("asking the backends for their versions")
         orders = place_orders(request)
-        # What is timed while a GPU's engine is built must not share it with a measurement.
-        gpus = {order.here.device: order.here for order in orders if order.here and order.here.is_gpu}
-        for device in gpus.values():
+        # What times kernels, or runs on a GPU at all, must not share the device with a measurement.
+        timing = any(order.chooser and order.here for order in orders)
+        for device in {each.here for each in orders if each.here and (each.here.is_gpu or each.chooser)}:
             locks.enter_context(DeviceLock(device, LOCKS))
         progress.expect(len(orders), BUILD_S)
-        # Kernels that are timed on a GPU share it with no other build: their choice is kept.
-        timing = any(order.chooser and order.here in gpus.values() for order in orders)
+        # Kernels that are timed share the device with no other build: their choice is kept.
         return Builder(request, store, progress).fill(orders, 1 if timing else request.workers())
 
 
@@ -152,7 +151,7 @@ class Builder:
 
     def find_tuning(self, order: Order) -> tuple[str, Target]:
         """Return where a backend's choices among kernels come from, and the target with the data if any."""
-        if not order.tuner:
+        if not order.chooser:
             return TUNES_NOTHING, order.aim
         if order.here is not None:
             return ON_DEVICE, order.aim

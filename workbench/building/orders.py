@@ -43,7 +43,7 @@ class Order:
     def chooser(self) -> bool:
         """Whether a build times kernels where the device is here."""
         backend = registry.find(self.named[0])
-        return isinstance(backend, Chooser) and backend.tunes(self.named[1])
+        return isinstance(backend, Chooser) and backend.tunes(self.aim, self.named[1])
 
     @property
     def tuner(self) -> bool:

@@ -7,7 +7,7 @@ from backends.contract import Keeper, Shapes
 from models.config import DecoderConfig
 from workbench.building.manifest import Damaged, Manifest, read_manifest
 from workbench.building.questions import ask
-from workbench.building.recipe import Recipe, make_recipe, tell_difference
+from workbench.building.recipe import ON_DEVICE, Recipe, describe_host, make_recipe, tell_difference
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
 from workbench.building.work import shapes_in_key
@@ -41,7 +41,8 @@ def pick_up(
         for shapes in (group.shapes for group in groups):
             keyed = shapes_in_key(contestant.backend, shapes)
             recipe = make_recipe(*named, config, keyed, target, name, device, {}, "")
-            candidates = [each for each in manifests if each.recipe.work() == recipe.work()]
+            works = [recipe.work(), {**recipe.work(), "host": describe_host(device, ON_DEVICE)}]
+            candidates = [each for each in manifests if each.recipe.work() in works]
             if candidates and compilers is None:
                 compilers = ask(named, contestant.python, [target])[0].compilers or {}
             engine = choose(store, candidates, recipe, compilers or {}, warn)

@@ -33,7 +33,8 @@ class Recipe:
     """A name of `targets.TARGETS`."""
     architecture: str
     host: Json
-    """Of an engine for a CPU its `name` and `threads`, which compilers adapt to; else empty."""
+    """Of an engine for a CPU its `name` and `threads`, of one whose kernels were timed on a GPU the `name` of
+    that: they suit what was there. Else empty."""
     code: str
     """Names our own code that lowers the model."""
     compilers: dict[str, str]
@@ -87,11 +88,18 @@ def make_recipe(
         shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
         target=name,
         architecture=target.architecture,
-        host={"name": here.name, "threads": here.threads} if here and not here.is_gpu else {},
+        host=describe_host(here, tuning),
         code=lowering_version(backend),
         compilers=dict(compilers),
         tuning=tuning,
     )
+
+
+def describe_host(here: Device | None, tuning: str) -> Json:
+    """Name the device here that an engine is adapted to: of one target there are unlike cards."""
+    if here is None or (here.is_gpu and tuning != ON_DEVICE):
+        return {}
+    return {"name": here.name} if here.is_gpu else {"name": here.name, "threads": here.threads}
 
 
 def digest_folder(folder: Path) -> str:
