@@ -15,13 +15,14 @@ from workbench.building import pickup
 from workbench.building.manifest import read_manifest
 from workbench.building.pickup import pick_up
 from workbench.building.questions import Answer
-from workbench.building.recipe import UNTUNED
+from workbench.building.recipe import ON_DEVICE, UNTUNED
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.work import refuse_mismatch
 from workbench.contestants import Contestant
 from workbench.exports import flat_numbers
 from workbench.job import RowResult
+from workbench.machine import Device
 from workbench.plan import PlannedGroup
 from workbench.record import from_json, row_key, to_json
 from workbench.report import cells
@@ -80,6 +81,17 @@ def test_an_engine_for_any_shapes_serves_these(call: Call) -> None:
     assert call.look("flashinfer") is None
     engine = put(call.store, recipe("flashinfer", "cpu", shapes=None))
     assert call.look("flashinfer") == engine.key
+
+
+def test_an_engine_whose_kernels_were_timed_on_another_card_of_the_kind_is_not_taken(call: Call) -> None:
+    sxm, pcie = (Device("cuda:0", f"NVIDIA H100 {name}", "sm_90", 1 << 34) for name in ("80GB HBM3", "PCIe"))
+    put(call.store, recipe("xla", here=pcie, tuning=ON_DEVICE))
+    assert call.look("xla", sxm) is None
+    elsewhere = put(call.store, recipe("xla", tuning=UNTUNED), untuned=True)
+    assert call.look("xla", sxm) == elsewhere.key
+    here = put(call.store, recipe("xla", here=sxm, tuning=ON_DEVICE))
+    assert call.look("xla", sxm) == here.key
+    assert recipe(here=sxm).key == recipe().key  # where nothing is timed the card changes nothing
 
 
 def test_nobody_is_asked_where_there_is_no_engine(call: Call) -> None:
