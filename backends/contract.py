@@ -23,6 +23,11 @@ SOURCES = ("definition", "torch")
 """The values of an option that says where the model comes from."""
 
 
+def ordinal(device: str) -> int:
+    """Return N of `cuda:N`, 0 of `cuda`."""
+    return int(device.partition(":")[2] or 0)
+
+
 class Unsupported(Exception):
     """Say that a backend cannot do this work, with the compiler's own reason; raised by `build` or `load`."""
 

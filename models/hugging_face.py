@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import DecoderConfig, RopeScaling
-from models.errors import UserError
+from models.errors import UserError, one_line
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -88,7 +88,7 @@ def read_config(folder: Path) -> DecoderConfig:
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json: give a Hugging Face checkpoint folder") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_one_line(error)}): save or download it again") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)}): save or download it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object: save or download it again")
     if (folder / _QUANTIZED).exists():
@@ -253,7 +253,3 @@ def _quantization(config: Any) -> str:
 def _show(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.layout import Array, Shape
 
 INDEX = "model.safetensors.index.json"
@@ -58,7 +58,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         if not weight_map or not all(_is_shard_name(shard) for shard in weight_map.values()):
             raise ValueError("weight_map does not name safetensors files of this folder")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = "no weight_map" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = "no weight_map" if isinstance(error, KeyError) else one_line(error)
         raise UserError(f"{path} is damaged ({reason}): download or save it again") from error
     return cast(dict[str, str], weight_map)
 
@@ -98,7 +98,7 @@ def _missing(path: Path) -> UserError:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({' '.join(str(error).split())}): download or save it again")
+    return UserError(f"{path} is damaged ({one_line(error)}): download or save it again")
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from workbench import units
 from workbench.caches import cache_root
 from workbench.store import write_atomically
 
@@ -46,7 +46,7 @@ def open_build(folder: Path, anew: bool) -> bool:
 
 def remember_build(folder: Path, build_s: float) -> None:
     """Keep the seconds of a cold build with the caches it filled; raises OSError."""
-    cold = ColdBuild(build_s, datetime.now(UTC).isoformat(timespec="seconds"))
+    cold = ColdBuild(build_s, units.moment())
     write_atomically(folder / MEMORY, json.dumps(asdict(cold)).encode())
 
 

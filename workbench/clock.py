@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from backends.contract import Engine, Unsupported
+from backends.contract import Engine, Unsupported, ordinal
 from backends.cuda_tools import succeed
 
 
@@ -38,7 +38,7 @@ def wait_for_gpu(device: str) -> Callable[[], None]:
             "in the backend's environment"
         ) from error
 
-    succeed(runtime, runtime.cudaSetDevice(int(device.partition(":")[2] or 0)))
+    succeed(runtime, runtime.cudaSetDevice(ordinal(device)))
 
     def wait() -> None:
         succeed(runtime, runtime.cudaDeviceSynchronize())

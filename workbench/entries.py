@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from workbench import __version__
+from workbench import __version__, units
 from workbench.building.manifest import Manifest
 from workbench.building.pickup import Engines
 from workbench.building.store import Engine
@@ -117,7 +117,7 @@ def blank_record(
     """Describe a row before it is measured."""
     return Record(
         run=run,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=units.moment(),
         workbench=f"{__version__}+{code_version(contestant.backend)}",
         backend=contestant.backend,
         options=contestant.options,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from backends.contract import ordinal
 from models.errors import UserError
 
 
@@ -33,7 +34,7 @@ def ask(nvml: Any, call: str, *arguments: Any) -> Any:
 
 def handle_of(nvml: Any, device: str) -> Any:
     """Return NVML's handle of `cuda:N`."""
-    return nvml.nvmlDeviceGetHandleByIndex(_visible(nvml)[int(device.partition(":")[2])])
+    return nvml.nvmlDeviceGetHandleByIndex(_visible(nvml)[ordinal(device)])
 
 
 def gpu_names() -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import statistics as plain
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
@@ -113,7 +112,7 @@ def finish(blank: Record, results: Sequence[RowResult], evidence: Evidence) -> R
     held = max((result.clocks.get("idle_bytes", 0) for result in results), default=0)
     record = dataclasses.replace(
         blank,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=units.moment(),
         status=last.status,
         reason=last.reason,
         definition=last.definition,

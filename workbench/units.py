@@ -1,10 +1,16 @@
 """Numbers as people read them, and tables of them in Markdown."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 TIME_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 RATE_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+def moment() -> str:
+    """Write the time of day, in UTC and by ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def seconds(value: float) -> str:

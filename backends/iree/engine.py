@@ -10,7 +10,7 @@ from typing import Any
 import iree.runtime as rt
 import numpy as np
 
-from backends.contract import POISON, Artefact
+from backends.contract import POISON, Artefact, ordinal
 from models.checkpoint import Weights
 from models.layout import NUMPY_DTYPES
 
@@ -65,8 +65,7 @@ def open_device(name: str, graph: bool) -> rt.HalDevice:
     if threads.isdecimal():
         rt.flags.parse_flags(f"--task_topology_group_count={threads}")
     rt.flags.parse_flags(f"--cuda_use_streams={str(not graph).lower()}")
-    kind, _, index = name.partition(":")
-    return rt.get_device("local-task" if kind == "cpu" else f"cuda://{index}", cache=False)
+    return rt.get_device("local-task" if name == "cpu" else f"cuda://{ordinal(name)}", cache=False)
 
 
 def place(device: rt.HalDevice, array: np.ndarray) -> rt.HalBufferView:

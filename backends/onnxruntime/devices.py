@@ -9,7 +9,7 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper
 from onnxruntime import InferenceSession, OrtValue, RunOptions, SessionOptions
 
-from backends.contract import POISON, Unsupported
+from backends.contract import POISON, Unsupported, ordinal
 from backends.cuda_tools import succeed
 
 Array = npt.NDArray[Any]
@@ -189,7 +189,7 @@ class GpuBuffer:
 
 def open_device(name: str, capture: bool) -> Device:
     """Open `cpu` or `cuda:N`, there with or without CUDA graphs."""
-    return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0), capture)
+    return Cpu() if name == "cpu" else Gpu(ordinal(name), capture)
 
 
 def open_session(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 
+from backends.contract import ordinal
 from backends.cuda_tools import succeed
 from backends.tvm.storage import kept_storage, watch_allocations
 
@@ -119,4 +120,4 @@ def place(array: Array, handle: Any) -> Tensor:
 @cache
 def open_device(name: str) -> Device:
     """Open `cpu` or `cuda:N`, once a process."""
-    return Cpu() if name == "cpu" else Gpu(int(name.partition(":")[2] or 0))
+    return Cpu() if name == "cpu" else Gpu(ordinal(name))

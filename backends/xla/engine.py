@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.sharding import SingleDeviceSharding
 from jax.stages import Compiled
 
-from backends.contract import POISON, Artefact, Shapes, Target
+from backends.contract import POISON, Artefact, Shapes, Target, ordinal
 from backends.jax_ops import JaxOps, Layout, Rope, State, decode_step, prefill_step
 from backends.xla.cards import describe_card
 from models.checkpoint import Weights
@@ -62,8 +62,7 @@ def find_device(target: Target) -> jax.Device:
     """Return jax's device for `cpu` or `cuda:N`, or a description of one that is not here."""
     if target.card is not None:
         return describe_card(target.card)
-    kind, _, index = target.device.partition(":")
-    return jax.devices(kind)[int(index or 0)]
+    return jax.devices("cuda" if target.on_gpu else "cpu")[ordinal(target.device)]
 
 
 def trace_definition(

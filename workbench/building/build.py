@@ -5,14 +5,13 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from backends.contract import Target
 from models.errors import UserError
-from workbench import __version__
+from workbench import __version__, units
 from workbench.building.machine_code import inspect
 from workbench.building.manifest import Damaged, Manifest, seal_files
 from workbench.building.orders import Order, place_orders
@@ -143,7 +142,7 @@ class Builder:
                 code=code.found,
                 way=code.way,
                 build_s=result["build_s"],
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                created=units.moment(),
                 workbench=__version__,
                 files=seal_files(folder),
             )

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from backends.contract import Shapes
 from models.errors import UserError
+from workbench import units
 from workbench.building.engines import Listed, listed, verify
 from workbench.building.machine_code import inspect
 from workbench.building.manifest import Manifest
@@ -59,7 +59,7 @@ class Checked:
     """Worst error of the logits over that of torch in the same dtype."""
     untuned: bool | None = None
     purpose: str = PURPOSE
-    checked: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    checked: str = field(default_factory=units.moment)
 
 
 def check(request: Request, keys: Sequence[str] | None) -> list[Checked]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from workbench.caches import digest
 from workbench.compare import measure, resolve
 from workbench.entries import Entry, protocol
@@ -219,4 +219,4 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        pytest.exit(f"Error: {' '.join(str(error).split())}", returncode=USAGE)
+        pytest.exit(f"Error: {one_line(error)}", returncode=USAGE)
