@@ -136,6 +136,18 @@ def test_made_up_processes_raise_no_alarm_either(between: float, heavy: bool) ->
     assert false_share(found) <= FALSE_AT_MOST, found
 
 
+@pytest.mark.parametrize("noise", [0.03, 0.1])
+def test_a_quiet_side_does_not_hide_the_noise_of_the_other(noise: float) -> None:
+    generator, found = np.random.default_rng(0), Counter[str]()
+    for _ in range(COMPARISONS):
+        base, later = (
+            [(math.exp(scatter * value),) for value in generator.standard_normal(LEAST_PROCESSES)]
+            for scatter in (0.001, noise)
+        )
+        found[judge(base, later, 0.002).kind] += 1
+    assert false_share(found) <= FALSE_AT_MOST, found
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_slow_down_is_found_and_sameness_too_on_a_quiet_machine(seed: int) -> None:
     processes = made(0.004, seed)
