@@ -61,8 +61,7 @@ class Published:
 
     def method(self, name: str, does: Callable[..., Any] | None) -> Callable[..., Any]:
         """Return a method of LLM, bound to what is published of it."""
-        module = "tensorrt_llm._tensorrt_engine" if name == "save" else "tensorrt_llm"
-        bind = signature(entry(module, f"LLM.{name}")).bind
+        bind = signature(entry("tensorrt_llm", f"LLM.{name}")).bind
 
         def call(*arguments: Any, **keywords: Any) -> Any:
             bound = dict(bind(*arguments, **keywords).arguments)

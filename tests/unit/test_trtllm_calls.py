@@ -33,10 +33,13 @@ def answer(inputs: list[list[int]], sampling_params: Any, use_tqdm: bool) -> lis
             values = {"req_id": 7, "logits": logits, "token_ids": [[]], "stream_ptr": None, "client_id": None}
             bound = signature(called).bind(**values)
             parameters.logits_processor(*bound.args)
-    return [
-        SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * parameters.max_tokens)])
-        for parameters in each
-    ]
+    return [published_output([0] * parameters.max_tokens) for parameters in each]
+
+
+def published_output(tokens: list[int]) -> SimpleNamespace:
+    """Return an answer that has the tokens where the vendor's has them, and nothing else."""
+    ((many, (inner,)),) = entry("tensorrt_llm.llmapi", "RequestOutput")["attributes"].items()
+    return SimpleNamespace(**{many: [SimpleNamespace(**{inner: tokens})]})
 
 
 class Logits(np.ndarray):
