@@ -200,8 +200,6 @@ class Keeper(Backend, Protocol):
 
     machine_code: bool
     """Whether they hold machine code or PTX for the target, which is then looked for in their files."""
-    any_shapes: bool
-    """Whether one artefact serves every batch and all lengths, since its code is the same for all."""
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
         """Tell the version of everything that shapes an artefact for a target; imports no framework.
@@ -214,6 +212,16 @@ class Keeper(Backend, Protocol):
 
     def open(self, artefact: Artefact, folder: Path) -> Artefact:
         """Return the artefact, which has no payload yet, with what was saved; raises Unsupported."""
+
+
+@runtime_checkable
+class Sharer(Protocol):
+    """A keeper whose artefacts serve every batch and length, and more models than one; optional."""
+
+    shaped_by: tuple[str, ...]
+    """The fields of `DecoderConfig` that its code depends on."""
+    idle: tuple[str, ...]
+    """The options that change nothing of what it keeps."""
 
 
 @runtime_checkable

@@ -1,8 +1,22 @@
 """What several backends need of CUDA: the release of its tools, the status of its runtime's calls."""
 
+import os
 import shutil
 import subprocess
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import Any
+
+
+def offer_wheel() -> None:
+    """Put the tools of NVIDIA's wheel on this process's path, behind what is there; nothing without it."""
+    try:
+        tools = Path(str(distribution("nvidia-cuda-nvcc").locate_file("nvidia/cu13/bin")))
+    except PackageNotFoundError:
+        return
+    path = os.environ.get("PATH", os.defpath)
+    if tools.is_dir() and str(tools) not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{path}{os.pathsep}{tools}"
 
 
 def tool_release(name: str) -> str | None:

@@ -10,6 +10,7 @@ COMPILERS_AND_LIBRARIES = (
     "JAX_",
     "KMP_",
     "MKL_",
+    "NVCC_",
     "NVIDIA_TF32",
     "OMP_",
     "ORT_",

@@ -14,7 +14,7 @@ import xxhash
 
 from models.config import DecoderConfig
 from models.errors import UserError
-from models.hugging_face import read_config
+from models.hugging_face import UNQUANTIZED, read_config
 from models.layout import (
     EMBEDDING,
     HEAD,
@@ -160,6 +160,8 @@ def _check_tensors(
     if config.tied_embeddings:
         allowed[HEAD] = needed[EMBEDDING]
     for name in needed:
+        if name not in tensors and name.removesuffix("weight") + "qweight" in tensors:
+            raise UserError(f"{folder} is quantized (it has qweight), not supported yet: {UNQUANTIZED}")
         if name not in tensors:
             raise UserError(f"{folder} has no tensor {name}, which its config.json needs: download it again")
     for name, stored in tensors.items():

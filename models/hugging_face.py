@@ -71,9 +71,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, "head_dim": 128},
 }  # fmt: skip
-_UNQUANTIZED = "use the checkpoint that is not quantized"
-_QUANTIZED = "hf_quant_config.json"
-"""What NVIDIA's ModelOpt leaves beside a config.json that does not say so."""
+UNQUANTIZED = "use the checkpoint that is not quantized"
+"""What to do about weights that we cannot read yet."""
+_QUANTIZED = ("hf_quant_config.json", "quant_config.json", "quantize_config.json")
+"""What ModelOpt, AutoAWQ and AutoGPTQ leave beside a config.json that does not say so."""
+_QUANTIZATIONS = ("quantization_config", "compression_config")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 _ROPE_THETA = 10_000.0
 _MAX_SIZE = 2**31 - 1
@@ -91,8 +93,9 @@ def read_config(folder: Path) -> DecoderConfig:
         raise UserError(f"{path} cannot be read ({one_line(error)}): save or download it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object: save or download it again")
-    if (folder / _QUANTIZED).exists():
-        raise UserError(f"{folder} has a {_QUANTIZED}: quantization is not supported yet: {_UNQUANTIZED}")
+    for name in _QUANTIZED:
+        if (folder / name).exists():
+            raise UserError(f"{folder} has a {name}: quantization is not supported yet: {UNQUANTIZED}")
     try:
         return _Reader(values).config()
     except UserError as error:
@@ -183,9 +186,14 @@ class _Reader:
 
     def _refuse_foreign(self) -> None:
         """Refuse by name what would make this another model than the definition computes."""
-        if self.get("quantization_config") is not None:
-            method = _quantization(self.values["quantization_config"])
-            raise UserError(f"quantization_config ({method}) is not supported yet: {_UNQUANTIZED}")
+        for key in _QUANTIZATIONS:
+            if self.get(key) is not None:
+                method = _quantization(self.values[key])
+                raise UserError(f"{key} ({method}) is not supported yet: {UNQUANTIZED}")
+        for key in ("dtype", "torch_dtype"):
+            value = self.get(key)
+            if str(value or "").removeprefix("torch.").startswith(("float8", "int", "uint")):
+                raise UserError(f"{key} {_show(value)} is quantized, not supported yet: {UNQUANTIZED}")
         activation = self.values.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             raise UserError(f"hidden_act {_show(activation)} is not supported: only silu is")

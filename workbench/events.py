@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from backends.contract import Unsupported
-from models.errors import UserError
+from models.errors import UserError, telling_line
 from workbench import job as jobs
 from workbench.job import Finding, Json, RowResult
 
@@ -92,8 +92,8 @@ def classify(error: BaseException, stage: str) -> tuple[str, str]:
     if isinstance(error, UserError):
         return "user", str(error)
     if isinstance(error, Unsupported):
-        return "unsupported", _first_line(str(error))
-    reason = _first_line(f"{type(error).__name__}: {error}")
+        return "unsupported", _shorten(str(error))
+    reason = _shorten(f"{type(error).__name__}: {error}")
     if _is_out_of_memory(error):
         return "oom", f"{reason}; try a smaller model, batch or context"
     return ("build_failed" if stage == "build" else "crashed"), reason
@@ -106,8 +106,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
-def _first_line(text: str) -> str:
-    """Return the first line that says something, with the next one if it ends in a colon."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
-    line = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+def _shorten(text: str) -> str:
+    """Return what says most of a text, as long as a reason may be."""
+    line = telling_line(text)
     return line if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 3] + "..."

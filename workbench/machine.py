@@ -145,6 +145,17 @@ def _usable_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
+def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Name in 8 characters what instructions the CPU has: virtual ones share a name. Empty if unknown."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    found = next((line for line in lines if line.split(":")[0].strip() in ("flags", "Features")), "")
+    words = " ".join(sorted(found.partition(":")[2].split()))
+    return hashlib.sha256(words.encode()).hexdigest()[:8] if words else ""
+
+
 def _usable_threads() -> int:
     usable = len(_usable_cpus())
     limit = os.environ.get("OMP_NUM_THREADS", "")

@@ -221,8 +221,12 @@ def limit_share(evidence: Evidence, time_s: float) -> tuple[float | None, str | 
 
 
 def split_memory(results: Sequence[RowResult], evidence: Evidence) -> Json:
-    """Split the highest memory seen into weights, cache and rest, in bytes; rest is None if unknown."""
-    peaks = [result.peak_bytes for result in results if result.peak_bytes is not None]
+    """Split the highest memory seen into weights, cache and rest, in bytes; rest is None if unknown.
+
+    A process that compiles takes memory for that too: those that found their caches warm count, if any did.
+    """
+    warm = [result for result in results if result.cold is not True and result.peak_bytes is not None]
+    peaks = [result.peak_bytes for result in warm or results if result.peak_bytes is not None]
     total = max(peaks, default=None)
     known = evidence.weight_bytes + evidence.cache_bytes
     rest = total - known if total is not None and total >= known else None

@@ -123,7 +123,6 @@ class Compile:
 
     name = "compile"
     machine_code = True
-    any_shapes = False
     options: Mapping[str, Option] = {
         "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
         "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),

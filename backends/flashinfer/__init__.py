@@ -13,6 +13,7 @@ from backends import compile as compiled
 from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.torch_probe import probe_torch
+from backends.variables import set_variables
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -52,9 +53,10 @@ def plan_around(target: Target, options: Mapping[str, str]) -> compiled.Plan:
 
 
 def with_plan(artefact: Artefact) -> Artefact:
-    """Add how torch.compile makes all but the attention, if it does."""
+    """Add how it is made, and how torch.compile makes all but the attention, if it does."""
     if "compile" not in artefact.options:
-        return artefact
+        kernels = f"attention={name_attention(artefact.target, artefact.options)}, rope, norm, gate"
+        return replace(artefact, provenance=f"configured: {kernels}, {name_graphs(artefact.options)}")
     plan = plan_around(artefact.target, artefact.options)
     return replace(artefact, provenance=plan.provenance, payload=plan, warnings=plan.warnings)
 
@@ -87,7 +89,8 @@ class FlashInfer:
 
     name = "flashinfer"
     machine_code = True
-    any_shapes = True
+    shaped_by = ("head_dim", "heads", "kv_heads")
+    idle = ("compile",)
     options: Mapping[str, Option] = {
         "compile": Option("all but attention through torch.compile, settings as compile's"),
         "attention": Option(
@@ -128,14 +131,12 @@ class FlashInfer:
         if missing := missing_tool():
             raise Unsupported(f"FlashInfer compiles its kernels and finds no {missing}: {TOOLS[missing]}")
         compile_kernels(config, target, choose_attention(options))
-        kernels = f"attention={name_attention(target, options)}, rope, norm, gate"
-        own = f"configured: {kernels}, {name_graphs(options)}"
-        return with_plan(Artefact(config, shapes, target, options, "common", own))
+        return with_plan(Artefact(config, shapes, target, options, "common", "stock"))
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002
-        """Tell the versions of FlashInfer, of what its libraries are linked to, and of nvcc."""
-        found = {name: version(name) for name in ("flashinfer-python", "apache-tvm-ffi", "torch")}
-        return found | {"nvcc": nvcc_release()}
+        """Tell the versions of FlashInfer, of what its libraries are linked to, of nvcc, and their flags."""
+        found = {name: version(name) for name in ("flashinfer-python", "apache-tvm-ffi")}
+        return found | {"nvcc": nvcc_release()} | set_variables(("NVCC_", "FLASHINFER_"))
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         """Copy the libraries of kernels; what torch.compile makes around them is not built ahead."""

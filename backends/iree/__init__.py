@@ -100,7 +100,6 @@ class Iree:
 
     name = "iree"
     machine_code = True
-    any_shapes = False
     options: Mapping[str, Option] = {
         "stock": Option("iree-compile as it comes: no optimisation level"),
         "graph": Option("launch each program as one CUDA graph (GPU only)"),

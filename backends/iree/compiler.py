@@ -12,6 +12,7 @@ from tempfile import NamedTemporaryFile
 import iree.compiler
 
 from backends.contract import Unsupported
+from models.errors import telling_line
 
 CACHE = "IREE_CACHE_DIR"
 """Names the folder that modules are kept in; without it every build compiles. `iree-compile` has no cache."""
@@ -46,6 +47,6 @@ def run_compiler(program: str, flags: Sequence[str]) -> bytes:
         module: bytes = iree.compiler.compile_str(program, input_type="auto", extra_args=list(flags))
     except iree.compiler.CompilerToolError as error:
         said = re.search(r"error: (.*)", str(error))
-        reason = said[1] if said else str(error).splitlines()[0]
+        reason = said[1] if said else telling_line(str(error))
         raise Unsupported(f"iree-compile refuses it: {reason[:300]}") from error
     return module

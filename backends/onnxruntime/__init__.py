@@ -21,7 +21,6 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     machine_code = False  # the runtime brings its kernels, and compiles nothing
-    any_shapes = False
     options: Mapping[str, Option] = {
         "attention": Option(
             "group-query: the runtime's own operators; standard: those of ONNX alone; auto: the faster one",

@@ -22,9 +22,10 @@ from backends.contract import (
     Target,
     Unsupported,
 )
-from backends.cuda_tools import tool_release
+from backends.cuda_tools import offer_wheel, tool_release
 from backends.probe_failure import describe_failure
 from backends.tvm.plan import LIBRARIES, Plan, choose
+from backends.variables import set_variables
 from models.checkpoint import Weights
 from models.config import DecoderConfig
 
@@ -43,7 +44,6 @@ class Tvm:
 
     name = "tvm"
     machine_code = True
-    any_shapes = False
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(
@@ -90,10 +90,12 @@ class Tvm:
         )
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
-        """Tell the versions of TVM, of torch for what it exports, and of NVIDIA's compiler for a GPU."""
+        """Tell the versions of TVM, of torch for what it exports, and for a GPU of nvcc, with its flags."""
         packages = [*PACKAGES, *(["torch"] if choose(options, target).imported else [])]
         found = {name: version(name) for name in packages}
-        return found | {"nvcc": nvcc_release()} if target.on_gpu else found
+        if not target.on_gpu:
+            return found
+        return found | {"nvcc": nvcc_release()} | set_variables(("NVCC_",))
 
     def save(self, artefact: Artefact, folder: Path) -> None:
         """Write the shared library, which has all functions, and the database of trials if there were any."""
@@ -145,15 +147,17 @@ def prepare() -> None:
     """Set what TVM reads when it starts: as many threads as the process is given, or has processors."""
     given = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
     os.environ.setdefault("TVM_NUM_THREADS", given)
+    offer_wheel()
     if shutil.which("nvcc"):  # needs no GPU; else NVIDIA's compiler library
         os.environ.setdefault("TVM_CUDA_COMPILE_MODE", "nvcc")
 
 
 def nvcc_release() -> str:
     """Tell the release of NVIDIA's compiler; raises Unsupported."""
+    offer_wheel()
     found = tool_release("nvcc")
     if found is None:
-        raise Unsupported("there is no nvcc here: put CUDA's on the path")
+        raise Unsupported("there is no nvcc here: pip install nvidia-cuda-nvcc, or put CUDA's on the path")
     return found
 
 

@@ -12,10 +12,12 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import tvm
+from tvm.support import cc
 from tvm.target import Target as TvmTarget
 
 from backends.contract import Unsupported
 from backends.tvm.driver import load_runtime_without_driver
+from models.errors import telling_line
 
 CACHE = "TVM_CACHE_DIR"
 """Names the folder that libraries are kept in; without it every build compiles. TVM has no cache."""
@@ -46,6 +48,8 @@ def kept_or(parts: Mapping[str, Any], make_files: Callable[[], Mapping[str, byte
 
 def compile_module(module: Any, target: TvmTarget, pipeline: Any) -> bytes:
     """Compile a Relax module to a shared library; raises Unsupported."""
+    if cc.get_cc() is None:
+        raise Unsupported("TVM links what it compiles, and finds no C++ compiler: apt-get install g++")
     if target.kind.name == "cuda":
         need_cuda_runtime()
     with target, tvm.transform.PassContext(opt_level=3):
@@ -62,5 +66,4 @@ def need_cuda_runtime() -> None:
         try:
             load_runtime_without_driver()
         except (RuntimeError, OSError) as error:
-            cause = str(error).splitlines()[0]
-            raise Unsupported(f"TVM cannot load its CUDA runtime here: {cause}") from error
+            raise Unsupported(f"TVM cannot load its CUDA runtime here: {telling_line(str(error))}") from error

@@ -43,7 +43,6 @@ class Xla:
 
     name = "xla"
     machine_code = True
-    any_shapes = False
     options: Mapping[str, Option] = {
         "attention": Option("how to attend; auto: cudnn in 16 bits on a GPU, else two products", ATTENTIONS),
         "import": Option("where the model comes from; torch: a torch.export graph by torchax", SOURCES),

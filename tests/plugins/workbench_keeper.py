@@ -22,7 +22,6 @@ FAULTS = ("none", "disk", "nvcc", "exception", "wrong-gpu", "source", "hang")
 class Keeper:
     name = "keeper"
     machine_code = True
-    any_shapes = False
     options: Mapping[str, Option] = {"fault": Option("what goes wrong", FAULTS)}
 
     def probe(self) -> Probe:

@@ -1,5 +1,6 @@
 """Engines for tests of the store: a few bytes with a recipe."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def recipe(
     values: dict[str, Any] = {
         "backend": backend,
         "options": {},
-        "config": PRESETS["tiny"],
+        "config": asdict(PRESETS["tiny"]),
         "shapes": SHAPES,
         "target": aim(target, changes.pop("dtype", "float32"), here),
         "name": target,

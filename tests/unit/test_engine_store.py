@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_an_engine_is_found_by_its_recipe(store: EngineStore) -> None:
     [
         {"backend": "xla"},
         {"options": {"stock": ""}},
-        {"config": replace(PRESETS["tiny"], layers=5)},
+        {"config": asdict(replace(PRESETS["tiny"], layers=5))},
         {"config": PRESETS["llama-50m"]},
         {"dtype": "bfloat16"},
         {"shapes": Shapes(2, (4,), 23)},

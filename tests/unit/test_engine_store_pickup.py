@@ -1,5 +1,6 @@
 """Which engine of the store a comparison takes, and how its rows say so."""
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from workbench.building.questions import Answer
 from workbench.building.recipe import ON_DEVICE, UNTUNED
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
-from workbench.building.work import refuse_mismatch
+from workbench.building.work import name_form, refuse_mismatch
 from workbench.contestants import Contestant
 from workbench.exports import flat_numbers
 from workbench.job import RowResult
@@ -76,10 +77,12 @@ def test_an_engine_for_this_device_is_taken(call: Call) -> None:
     assert call.asked == ["iree"]
 
 
-def test_an_engine_for_any_shapes_serves_these(call: Call) -> None:
+def test_an_engine_for_any_shapes_serves_these_and_other_models_and_options(call: Call) -> None:
     put(call.store, recipe("flashinfer", "cpu"))  # as if its kernels were for these shapes alone
     assert call.look("flashinfer") is None
-    engine = put(call.store, recipe("flashinfer", "cpu", shapes=None))
+    other = replace(PRESETS["tiny"], layers=9, vocab_size=7)
+    form, shapes, options = name_form("flashinfer", other, SHAPES, {"compile": ""})
+    engine = put(call.store, recipe("flashinfer", "cpu", config=form, shapes=shapes, options=options))
     assert call.look("flashinfer") == engine.key
 
 
@@ -143,6 +146,15 @@ def test_a_worker_refuses_an_engine_for_another_gpu_or_of_other_versions(tmp_pat
         refuse_mismatch(manifest, folder, aim("a100", "float32", None), HERE)
     with pytest.raises(Unsupported, match=r"compiler 1.0, where here it is 2.0"):
         refuse_mismatch(manifest, folder, aim("h100", "float32", None), {"compiler": "2.0"})
+
+
+def test_an_engine_with_code_for_another_host_is_refused(call: Call) -> None:
+    engine = put(call.store, recipe(), code=("sm_90", "s390x"))
+    refuse_mismatch(engine.manifest, engine.folder, aim("h100", "float32", None), HERE)  # none that we know
+    foreign = "aarch64" if platform.machine() == "x86_64" else "x86_64"
+    other = replace(engine.manifest, code=("sm_90", foreign))
+    with pytest.raises(Unsupported, match=r"was built on \w+, and this is"):
+        refuse_mismatch(other, engine.folder, aim("h100", "float32", None), HERE)
 
 
 ENGINE = {"key": "k", "target": "h100", "code": ["sm_90a"], "untuned": True, "built": "then", "build_s": 9.0}

@@ -122,3 +122,14 @@ def test_a_cpu_without_a_third_level_has_a_second(tmp_path, monkeypatch):
         add_cache(tmp_path, cpu, 1, 2, "1M", str(cpu))
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: {0, 1})
     assert machine.cpu_cache_bytes(tmp_path) == 2 << 20
+
+
+@pytest.mark.parametrize("label", ["flags\t\t", "Features\t"])
+def test_processors_of_one_name_are_told_apart_by_their_instructions(tmp_path, label):
+    def name(text):
+        path = tmp_path / "cpuinfo"
+        path.write_text(f"model name\t: EPYC\n{label}: {text}\n")
+        return machine.instruction_sets(path)
+
+    assert name("sse avx512f") == name("avx512f sse") != name("sse")
+    assert machine.instruction_sets(tmp_path / "absent") == ""

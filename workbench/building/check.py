@@ -114,7 +114,7 @@ def prepare_job(
     recipe = manifest.recipe
     settings = settle(Request(model=manifest.model, dtype=recipe.dtype), device.device)
     source = prepare(manifest.model, recipe.dtype, progress)
-    if asdict(source.config) != recipe.config:
+    if not recipe.config.items() <= asdict(source.config).items():
         raise UserError(f"{manifest.model} is no longer the model that the engine was built for")
     group = PlannedGroup(read_shapes(recipe.shapes) if recipe.shapes else ANY_SHAPES, ())
     golden = GoldenFiles(settings, device, source, progress, logs)

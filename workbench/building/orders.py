@@ -11,7 +11,7 @@ from workbench.building.questions import Answer, ask_all
 from workbench.building.recipe import Recipe, make_recipe
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
-from workbench.building.work import find_keeper, shapes_in_key
+from workbench.building.work import find_keeper, name_form
 from workbench.machine import Device
 from workbench.plan import plan
 from workbench.record import backend_name
@@ -52,10 +52,12 @@ class Order:
 
     def recipe(self, tuning: str) -> Recipe:
         """Return what the engine is made of; the backend must have told its compilers."""
+        config, shapes, options = name_form(self.named[0], self.config, self.shapes, self.named[1])
         return make_recipe(
-            *self.named,
-            self.config,
-            shapes_in_key(self.named[0], self.shapes),
+            self.named[0],
+            options,
+            config,
+            shapes,
             self.aim,
             self.target,
             self.here,

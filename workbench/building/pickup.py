@@ -10,7 +10,7 @@ from workbench.building.questions import ask
 from workbench.building.recipe import ON_DEVICE, Recipe, describe_host, make_recipe, tell_difference
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
-from workbench.building.work import shapes_in_key
+from workbench.building.work import name_form
 from workbench.contestants import Contestant
 from workbench.machine import Device
 from workbench.plan import PlannedGroup
@@ -39,8 +39,8 @@ def pick_up(
             continue
         named, target, compilers = (contestant.backend, contestant.options), aim(name, dtype, device), None
         for shapes in (group.shapes for group in groups):
-            keyed = shapes_in_key(contestant.backend, shapes)
-            recipe = make_recipe(*named, config, keyed, target, name, device, {}, "")
+            form, keyed, options = name_form(contestant.backend, config, shapes, contestant.options)
+            recipe = make_recipe(contestant.backend, options, form, keyed, target, name, device, {}, "")
             works = [recipe.work(), {**recipe.work(), "host": describe_host(device, ON_DEVICE)}]
             candidates = [each for each in manifests if each.recipe.work() in works]
             if candidates and compilers is None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends.contract import Shapes, Target
-from models.config import DecoderConfig
 from workbench.caches import digest, lowering_version
 from workbench.job import Json
-from workbench.machine import Device
+from workbench.machine import Device, instruction_sets
 from workbench.record import backend_name
 
 MADE_BY = ("code", "compilers", "tuning")
@@ -25,7 +24,8 @@ class Recipe:
     backend: str
     options: dict[str, str]
     config: Json
-    """Of the model, as `DecoderConfig` has it: an engine takes any weights of that form."""
+    """Of the model, as `DecoderConfig` has it: an engine takes any weights of that form. Of an engine that
+    serves more models, what those have in common."""
     dtype: str
     shapes: Json
     """As `contract.Shapes` has them; empty where the engine serves all."""
@@ -33,8 +33,8 @@ class Recipe:
     """A name of `targets.TARGETS`."""
     architecture: str
     host: Json
-    """Of an engine for a CPU its `name` and `threads`, of one whose kernels were timed on a GPU the `name` of
-    that: they suit what was there. Else empty."""
+    """Of an engine for a CPU its `name`, `threads` and `instructions`, of one whose kernels were timed on a
+    GPU the `name` of that: they suit what was there. Else empty."""
     code: str
     """Names our own code that lowers the model."""
     compilers: dict[str, str]
@@ -67,7 +67,7 @@ class Recipe:
 def make_recipe(
     backend: str,
     options: Mapping[str, str],
-    config: DecoderConfig,
+    config: Json,
     shapes: Shapes | None,
     target: Target,
     name: str,
@@ -83,7 +83,7 @@ def make_recipe(
     return Recipe(
         backend=backend,
         options=dict(options),
-        config=dataclasses.asdict(config),
+        config=config,
         dtype=target.dtype,
         shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
         target=name,
@@ -99,7 +99,9 @@ def describe_host(here: Device | None, tuning: str) -> Json:
     """Name the device here that an engine is adapted to: of one target there are unlike cards."""
     if here is None or (here.is_gpu and tuning != ON_DEVICE):
         return {}
-    return {"name": here.name} if here.is_gpu else {"name": here.name, "threads": here.threads}
+    if here.is_gpu:
+        return {"name": here.name}
+    return {"name": here.name, "threads": here.threads, "instructions": instruction_sets()}
 
 
 def digest_folder(folder: Path) -> str:

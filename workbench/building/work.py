@@ -3,15 +3,17 @@
 Runs in the backend's own Python.
 """
 
+import platform
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from backends import registry
-from backends.contract import Artefact, Backend, Keeper, Shapes, Target, Tuner, Unsupported
+from backends.contract import Artefact, Backend, Keeper, Shapes, Sharer, Target, Tuner, Unsupported
 from models.config import DecoderConfig
-from workbench.building.machine_code import inspect
+from workbench.building.machine_code import HOSTS, inspect
 from workbench.building.manifest import Manifest, read_manifest
 from workbench.building.recipe import tell_difference
 from workbench.events import Events
@@ -29,9 +31,18 @@ def find_keeper(name: str) -> Keeper:
     return backend
 
 
-def shapes_in_key(name: str, shapes: Shapes) -> Shapes | None:
-    """Return the shapes if a backend's engines differ by them; raises as `find_keeper`."""
-    return None if find_keeper(name).any_shapes else shapes
+def name_form(
+    name: str, config: DecoderConfig, shapes: Shapes, options: Mapping[str, str]
+) -> tuple[Json, Shapes | None, dict[str, str]]:
+    """Return what of a model's form, of the shapes and of the options a backend's engines differ by.
+
+    No shapes: they serve all. Raises as `find_keeper`.
+    """
+    keeper, form = find_keeper(name), asdict(config)
+    if not isinstance(keeper, Sharer):
+        return form, shapes, dict(options)
+    kept = {key: value for key, value in options.items() if key not in keeper.idle}
+    return {key: form[key] for key in keeper.shaped_by}, None, kept
 
 
 def tell_compilers(job: CompilersJob) -> Json:
@@ -120,6 +131,11 @@ def refuse_mismatch(manifest: Manifest, folder: Path, target: Target, compilers:
         code = inspect([folder / name for name in manifest.files], target.architecture)
         if code.fault:
             raise Unsupported(f"the engine {recipe.key} is for {recipe.target}: {code.fault}")
+    hosts = [code for code in manifest.code if code in HOSTS.values()]
+    if hosts and platform.machine() not in hosts:
+        raise Unsupported(
+            f"the engine {recipe.key} was built on {hosts[0]}, and this is {platform.machine()}"
+        )
     if target.device == "cpu" and recipe.architecture.startswith("sm_"):
         raise Unsupported(f"the engine {recipe.key} is for {recipe.target}, and this is a CPU")
     if recipe.compilers != compilers:

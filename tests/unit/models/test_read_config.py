@@ -148,6 +148,11 @@ def scaled(**changes: Any) -> dict[str, Any]:
         (llama(quantization_config={"quant_method": "fp8"}), "quantization_config (fp8) is not"),
         (llama(quantization_config={"quant_method": "modelopt", "quant_algo": "FP8"}), "(modelopt, FP8)"),
         (llama(quantization_config={}), "(of an unnamed kind)"),
+        (
+            llama(compression_config={"quant_method": "compressed-tensors"}),
+            "compression_config (compressed-tensors)",
+        ),
+        (llama(torch_dtype="float8_e4m3fn"), 'torch_dtype "float8_e4m3fn" is quantized'),
         (llama(hidden_act="gelu"), 'hidden_act "gelu"'),
         (llama(attention_bias=True), "attention_bias"),
         (qwen3(attention_bias=True), "attention_bias"),
@@ -200,9 +205,10 @@ def test_missing_config_is_named(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_quantization_that_only_a_file_beside_tells_of_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "hf_quant_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"hf_quant_config\.json: quantization is not supported yet"):
+@pytest.mark.parametrize("name", ["hf_quant_config.json", "quant_config.json", "quantize_config.json"])
+def test_quantization_that_only_a_file_beside_tells_of_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: quantization is not supported yet"):
         read(tmp_path, llama())
 
 
