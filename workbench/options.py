@@ -23,10 +23,10 @@ class ListFormat(StrEnum):
     json = "json"
 
 
+WHICH = r"a,b\[option=value]: which backends."
+"""Help of `--backends`, escaped: help is read as Rich's markup."""
 Listing = Annotated[ListFormat, typer.Option(help="How to write the result.")]
-Backends = Annotated[
-    str | None, typer.Option(help="a,b[option=value]: which backends. Default: every usable one.")
-]
+Backends = Annotated[str | None, typer.Option(help=f"{WHICH} Default: every usable one.")]
 Model = Annotated[
     str | None,
     typer.Option(

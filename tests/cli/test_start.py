@@ -54,6 +54,13 @@ def test_no_command_is_answered_by_the_help_alone(workbench: Run) -> None:
     assert "Error" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["compare", "calibrate", "build"])
+def test_help_says_how_an_option_of_a_backend_is_typed(workbench: Run, command: str) -> None:
+    done = workbench(command, "--help", COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert "a,b[option=value]: which backends." in done.stdout
+
+
 def test_folder_with_packages_of_the_same_names_does_not_disturb(workbench: Run, tmp_path: Path) -> None:
     for name in ("models", "backends"):
         (tmp_path / name).mkdir()

@@ -22,8 +22,7 @@ TargetModel = Annotated[
 def build(
     target: Annotated[str, typer.Option(help="h100, h200, a100, l40s, b200 or cpu, a list.")],
     backends: Annotated[
-        str | None,
-        typer.Option(help="a,b[option=value]: which backends. Default: every one that can build ahead."),
+        str | None, typer.Option(help=f"{options.WHICH} Default: every one that can build ahead.")
     ] = None,
     model: TargetModel = None,
     dtype: TargetDtype = None,

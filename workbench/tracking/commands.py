@@ -19,7 +19,7 @@ class FailOn(StrEnum):
 
 
 def calibrate(
-    backends: Annotated[str, typer.Option(help="a,b[option=value]: which backends.")] = "eager",
+    backends: Annotated[str, typer.Option(help=options.WHICH)] = "eager",
     model: options.Model = None,
     phases: options.Phases = None,
     batch: options.Batch = None,
