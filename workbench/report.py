@@ -13,7 +13,7 @@ from workbench.kernel_lines import kernel_lines
 from workbench.plan import PlannedRow
 from workbench.ratios import Ratio, workload_of
 from workbench.record import UNSAVED, Record
-from workbench.winner import name_winner
+from workbench.winner import name_winner, write_ratio
 
 WIDE = 200
 """Columns where the output is no terminal, so that a piped table is never folded."""
@@ -87,13 +87,12 @@ def build_cell(record: Record) -> tuple[str, str]:
 
 
 def ratio_cell(ratio: Ratio | None) -> tuple[str, str]:
-    """Write a ratio and its interval, which one process cannot give; the baseline itself is 1."""
+    """Write a ratio and its interval; the baseline itself is 1."""
     if ratio is None:
         return "-", ""
     if ratio.median == ratio.low == ratio.high == 1.0:
         return "1", ""
-    low, high = units.significant(ratio.low), units.significant(ratio.high)
-    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]" if ratio.bounded else ""
+    return write_ratio(ratio)
 
 
 def title(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from workbench import units
 from workbench.ratios import Ratio, compare_rows
 from workbench.record import Record
 from workbench.statistics import ENOUGH
@@ -30,9 +31,14 @@ def name_winner(records: Sequence[Record]) -> str:
 
 
 def spread(ratio: Ratio) -> str:
-    """Write a ratio with its interval, which one process cannot give."""
-    interval = f" [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio.bounded else ""
-    return f"{ratio.median:.2f}x{interval}"
+    """Write a ratio with its interval in one line."""
+    return " ".join(filter(None, write_ratio(ratio)))
+
+
+def write_ratio(ratio: Ratio) -> tuple[str, str]:
+    """Write a ratio and its interval, which one process cannot give."""
+    low, high = units.significant(ratio.low), units.significant(ratio.high)
+    return f"{units.significant(ratio.median)}x", f"[{low}, {high}]" if ratio.bounded else ""
 
 
 def median(record: Record) -> float:

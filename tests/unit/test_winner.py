@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from tests.unit.builders import record
+from workbench.ratios import Ratio
 from workbench.record import ProcessRun, Record
+from workbench.report import ratio_cell
 from workbench.statistics import summarise
-from workbench.winner import name_winner
+from workbench.winner import name_winner, spread
 
 CRASHED = record("iree", status="crashed")
 
@@ -24,6 +26,11 @@ def test_the_winner_is_named_with_the_lead_over_the_next() -> None:
     said = name_winner(rows)
     assert said.startswith("compile is fastest: 2.00x [")
     assert said.endswith("the speed of eager")
+
+
+def test_a_lead_is_written_as_in_the_table() -> None:
+    ratio = Ratio("a", 200.0, 0.0012, 7783852517.6, processes=2)
+    assert spread(ratio) == " ".join(ratio_cell(ratio)) == "200x [0.0012, 7,783,852,518]"
 
 
 def test_a_noisy_rival_behind_the_next_one_is_not_beaten() -> None:
