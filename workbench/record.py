@@ -8,6 +8,7 @@ SI units are in the field names; a number that could not exist is None. The hist
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -250,10 +251,20 @@ def from_json(row: Json) -> Record:
         raise ValueError(f"unknown status {record.status!r}")
     if record.phase not in PHASES:
         raise ValueError(f"unknown phase {record.phase!r}")
-    times = [*dataclasses.astuple(record.time_s)] if record.time_s else []
-    times += [sample for run in record.processes for sample in run.samples_s]
-    if not all(isinstance(value, float | int) for value in times):
-        raise ValueError("a time is no number")
+    check_numbers(record)
     if record.timed != (record.time_s is not None):
         raise ValueError(f"status {record.status!r} does not go with time_s={record.time_s}")
     return record
+
+
+def check_numbers(record: Record) -> None:
+    """Raise ValueError where a time or a size is none, as JSON from elsewhere may have them."""
+    times = [*dataclasses.astuple(record.time_s)] if record.time_s else []
+    times += [sample for run in record.processes for sample in run.samples_s]
+    if not all(isinstance(value, float | int) and 0 < value < math.inf for value in times):
+        raise ValueError("a time is no number of seconds")
+    sizes = {name: getattr(record, name) for name in ("batch", "prompt", "context", "steps")}
+    for name, value in sizes.items():
+        missing = value is None and name != "batch"
+        if not missing and (type(value) is not int or value < 1):
+            raise ValueError(f"{name} is {value!r}, no whole number above 0")

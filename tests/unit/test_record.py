@@ -26,6 +26,11 @@ def test_record_survives_json(row: object) -> None:
         ({"status": "wrong"}, "does not go with"),
         ({"time_s": None}, "does not go with"),
         ({"surprise": 1}, "not a record"),
+        ({"batch": "1"}, "batch is '1'"),
+        ({"batch": None}, "batch is None"),
+        ({"context": 128.5}, "context is 128.5"),
+        ({"prompt": [64]}, "prompt is"),
+        ({"steps": 0}, "steps is 0"),
     ],
 )
 def test_what_is_no_record_is_refused(changes: dict[str, object], message: str) -> None:
@@ -34,14 +39,14 @@ def test_what_is_no_record_is_refused(changes: dict[str, object], message: str) 
 
 
 @pytest.mark.parametrize("place", ["time_s", "processes"])
-@pytest.mark.parametrize("value", ["0.1", None])
+@pytest.mark.parametrize("value", ["0.1", None, 0, -1.0, float("nan"), float("inf")])
 def test_a_time_that_is_no_number_is_refused(place: str, value: object) -> None:
     row = to_json(record())
     if place == "time_s":
         row["time_s"]["low"] = value
     else:
         row["processes"][0]["samples_s"] = [value, 1.0]
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="no number of seconds"):
         from_json(row)
 
 
