@@ -32,6 +32,13 @@ STOPPED = (
     "not finished are gone"
 )
 
+WITHOUT = {
+    "--dry-run": "judges what it measures, and a dry run measures nothing",
+    "--kernels": "prints verdicts, not the tables that kernels stand under",
+    "--baseline": "judges each row by its own earlier one, not by a row beside it",
+}
+"""Why `--against` goes without some options."""
+
 
 class Format(StrEnum):
     """How a result is written to stdout."""
@@ -100,9 +107,9 @@ def compare(
     from workbench.request import read
 
     given = {"--dry-run": dry_run, "--kernels": kernels, "--baseline": baseline}
-    unused = [name for name, value in given.items() if value]
+    unused = next((name for name, value in given.items() if value), None)
     if against is not None and unused:
-        raise UserError(f"--against judges each row by its own earlier one: leave out {unused[0]}")
+        raise UserError(f"--against {WITHOUT[unused]}: leave out {unused}")
     request = read(
         backends=backends,
         model=model,

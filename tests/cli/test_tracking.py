@@ -141,7 +141,9 @@ def test_track_runs_where_the_plugin_is_installed_and_warnings_are_errors(
     ("arguments", "words"),
     [
         (("compare", *QUICK, "--against", "never"), ["'never'", "neither a run"]),
-        (("compare", *QUICK, "--against", "never", "--kernels"), ["--against", "leave out --kernels"]),
+        (("compare", "--against", "never", "--kernels"), ["the tables that kernels", "leave out --kernels"]),
+        (("compare", "--against", "never", "--dry-run"), ["measures nothing", "leave out --dry-run"]),
+        (("compare", "--against", "x", "--baseline", "eager"), ["its own earlier", "leave out --baseline"]),
         (("compare", *QUICK, "--against", "torn.jsonl"), ["torn.jsonl:1 is no result"]),
         (("calibrate", "--repeats", "9"), ["--repeats 9", "at least 10"]),
         (("history",), ["no such row", "none at all"]),
