@@ -24,12 +24,10 @@ app = typer.Typer(
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
 
-INTERRUPTED = 130
-"""Exit code: stopped from the keyboard."""
 STOPPED = (
     "stopped; what was measured is kept: the same command goes on from there, one of fewer --repeats ends "
-    "with the processes that there are, and one with --again or --against begins anew; engines that were "
-    "not finished are gone"
+    "with the processes that there are, and `track` or one with --again or --against begins anew; engines "
+    "that were not finished are gone"
 )
 
 WITHOUT = {
@@ -179,7 +177,7 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(complain(str(error))) from error
     except (typer.Abort, KeyboardInterrupt):  # some releases of typer return its exit code instead
-        code = INTERRUPTED
+        code = options.INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         hint = "free space there, or set WORKBENCH_CACHE if it is the cache that has none"
@@ -189,7 +187,7 @@ def main() -> None:
             raise
         message = error.format_message()  # none where the help was printed instead
         raise SystemExit(complain(message) if message else options.USAGE) from error
-    if code == INTERRUPTED:
+    if code == options.INTERRUPTED:
         print(STOPPED, file=sys.stderr)
     raise SystemExit(code or 0)
 

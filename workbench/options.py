@@ -12,6 +12,8 @@ FAILED = 1
 
 USAGE = 2
 """Exit code: the input was wrong, or there is nothing to compare with."""
+INTERRUPTED = 130
+"""Exit code: stopped from the keyboard."""
 INSTALL_TRACK = "install it: pip install 'workbench[track]'"
 """What to do where a library is missing that tracking needs."""
 

@@ -137,6 +137,19 @@ def test_track_runs_where_the_plugin_is_installed_and_warnings_are_errors(
     assert done.stdout.startswith("pyproject.toml::eager-prefill-b1-p16\npyproject.toml::eager-decode-b1-c32")
 
 
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("pytest.UsageError", 2)])
+def test_track_that_is_stopped_ends_as_other_commands_do(
+    workbench: Run, tmp_path: Path, error: str, code: int
+) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "pyproject.toml").write_text(TABLE)
+    hook = f"import pytest\n\ndef pytest_collection_modifyitems():\n    raise {error}\n"
+    (tmp_path / "conftest.py").write_text(hook)
+    done = workbench("track")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("stopped; " in done.stderr) == (code == 130)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from models.config import is_preset
 from models.errors import UserError
-from workbench.options import INSTALL_TRACK, USAGE
+from workbench.options import INSTALL_TRACK, INTERRUPTED, USAGE
 from workbench.pythons import FILE, read_pythons
 from workbench.request import Request, read_backends
 
@@ -17,8 +17,21 @@ REPEATS = 7
 KEYS = ("backends", "model", "batch", "prompt", "context", "dtype", "device", "repeats", "budget")
 
 
+class Keyboard:
+    """A plugin that notes a Ctrl-C, for which pytest has the exit code of what cannot be collected."""
+
+    pressed = False
+
+    def pytest_keyboard_interrupt(self, excinfo: Any) -> None:
+        """Note it; pytest's own ends come by here too, as exceptions that are derived from it."""
+        self.pressed = excinfo.type is KeyboardInterrupt
+
+
 def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int:
-    """Run pytest on the tracked rows; returns 0, 1 if a row failed, 2 for all else. Raises UserError."""
+    """Run pytest on the tracked rows; returns 0, 1 if a row failed, 130 after Ctrl-C, 2 for all else.
+
+    Raises UserError.
+    """
     try:
         import pytest
     except ImportError as error:
@@ -27,7 +40,9 @@ def run_pytest(against: str | None, fail_on: str | None, more: list[str]) -> int
     options = ["-p", "workbench.tracking.pytest_plugin", "--workbench", "--assert=plain"]
     options += [f"--workbench-against={against}"] if against is not None else []
     options += [f"--workbench-fail-on={fail_on}"] if fail_on is not None else []
-    return min(int(pytest.main([*options, *more])), USAGE)
+    keyboard = Keyboard()
+    code = min(int(pytest.main([*options, *more], plugins=[keyboard])), USAGE)
+    return INTERRUPTED if keyboard.pressed else code
 
 
 def read_request(path: Path) -> Request:
