@@ -170,26 +170,48 @@ def main() -> None:
     foreign = find_foreign_package()
     if foreign:
         raise SystemExit(complain(foreign))
+    if sys.stdout is None:
+        raise SystemExit(complain("the output is closed: send it to a file, or to /dev/null"))
+    raise SystemExit(finish(run()))
+
+
+def run() -> int:
+    """Run a command; returns its exit code."""
     from models.errors import UserError
 
     try:
         code = app(standalone_mode=False)
     except UserError as error:
-        raise SystemExit(complain(str(error))) from error
+        return complain(str(error))
     except (typer.Abort, KeyboardInterrupt):  # some releases of typer return its exit code instead
         code = options.INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         hint = "free space there, or set WORKBENCH_CACHE if it is the cache that has none"
-        raise SystemExit(complain(f"{where}{error.strerror or error}: {hint}")) from error
+        return complain(f"{where}{error.strerror or error}: {hint}")
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # none where the help was printed instead
-        raise SystemExit(complain(message) if message else options.USAGE) from error
+        return complain(message) if message else options.USAGE
     if code == options.INTERRUPTED:
         print(STOPPED, file=sys.stderr)
-    raise SystemExit(code or 0)
+    return code or 0
+
+
+def finish(code: int) -> int:
+    """Write out what is left of the output; returns the exit code, another one where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try once more at its end, and complain in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return options.FAILED  # without a word, as where it breaks earlier: typer's way
+        if code != options.USAGE:  # which has its line already
+            why = error.strerror or error
+            return complain(f"the output cannot be written: {why}: free space where it goes, or name another")
+    return code
 
 
 def complain(message: str) -> int:
