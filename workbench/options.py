@@ -18,6 +18,13 @@ INSTALL_TRACK = "install it: pip install 'workbench[track]'"
 """What to do where a library is missing that tracking needs."""
 
 
+def folder(path: Path | None) -> Path | None:
+    """Refuse a file where a folder is asked for; typer adds the option's name."""
+    if path is not None and path.is_file():
+        raise typer.BadParameter(f"{path} is a file: name a folder, or leave it out for the default")
+    return path
+
+
 class ListFormat(StrEnum):
     """How a list is written to stdout."""
 
@@ -63,9 +70,12 @@ Baseline = Annotated[
     str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
 ]
 Engines = Annotated[
-    Path | None, typer.Option(help="The engine store. Default: a folder of the cache.", show_default=False)
+    Path | None,
+    typer.Option(
+        help="The engine store. Default: a folder of the cache.", show_default=False, callback=folder
+    ),
 ]
-Results = Annotated[Path, typer.Option(help="Where rows are kept.")]
+Results = Annotated[Path, typer.Option(help="The folder where rows are kept.", callback=folder)]
 Python = Annotated[
     list[str], typer.Option(help="BACKEND=PATH: a backend's own Python, or in workbench.toml.")
 ]

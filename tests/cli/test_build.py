@@ -215,6 +215,7 @@ def test_a_build_that_is_stopped_leaves_nothing(environment: dict[str, str], tmp
             ("build", "--target", "h100", "--engines", "file/x"),
             ["cannot write the engine store", "--engines"],
         ),
+        (("engines", "list", "--engines", "file"), ["--engines", "file is a file", "name a folder"]),
         (("engines", "show", "zz"), ["no engine", "'zz'"]),
         (("engines", "verify", "zz"), ["no engine", "'zz'"]),
     ],

@@ -201,7 +201,7 @@ def test_results_that_cannot_be_read_stop_the_command_before_it_measures(
     (tmp_path / "results").write_text("a file where the folder should be")
     done = workbench("compare", "--backends", "eager", *QUICK)
     assert done.returncode == 2
-    assert done.stderr.startswith("Error: cannot read results")
+    assert done.stderr.startswith("Error: Invalid value for '--results': results is a file")
 
 
 def test_killed_comparison_goes_on_where_it_was(

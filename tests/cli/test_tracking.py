@@ -160,6 +160,7 @@ def test_track_that_is_stopped_ends_as_other_commands_do(
         (("compare", *QUICK, "--against", "torn.jsonl"), ["torn.jsonl:1 is no result"]),
         (("calibrate", "--repeats", "9"), ["--repeats 9", "at least 10"]),
         (("history",), ["no such row", "none at all"]),
+        (("history", "--results", "torn.jsonl"), ["--results", "torn.jsonl is a file", "name a folder"]),
         (("track",), ["no [tool.workbench.track]"]),
         (("track", "--fail-on", "noise"), ["noise", "regression"]),
     ],

@@ -47,6 +47,12 @@ def test_a_step_is_found_with_its_interval_and_what_changed() -> None:
     assert -0.035 < change["low"] < change["value"] < change["high"] < -0.025
 
 
+def test_values_that_a_record_does_not_have_are_not_offered() -> None:
+    rows = [record(), record(phase="prefill", prompt=64, context=None)]
+    assert Wanted(prompt=999).unmet(rows) == "none has --prompt 999, but 64"
+    assert Wanted(prompt=999).unmet(rows[:1]) == "none has --prompt 999, but none at all"
+
+
 def test_a_level_time_has_no_step() -> None:
     generator = np.random.default_rng(0)
     # Two records differ by less than the floor 95 times in 100, so each scatters by about a third of it.

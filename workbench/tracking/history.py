@@ -43,9 +43,10 @@ class Wanted:
     def unmet(self, records: Sequence[Record]) -> str | None:
         """Name what no record meets by itself, with the values there are; None if it is the combination."""
         for name, value in self.asked():
-            there = {str(facts_of(record, name)[-1]) for record in records}
-            if there and not any(value in facts_of(record, name) for record in records):
-                return f"none has --{name} {value}, but {', '.join(sorted(there))}"
+            values = (facts_of(record, name)[-1] for record in records)
+            there = {str(each) for each in values if each is not None}
+            if records and not any(value in facts_of(record, name) for record in records):
+                return f"none has --{name} {value}, but {', '.join(sorted(there)) or 'none at all'}"
         return None
 
 
