@@ -17,7 +17,7 @@ from workbench.machine import Device, thread_environment
 from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
-from workbench.record import UNSAVED
+from workbench.record import UNFINISHED, UNSAVED
 from workbench.request import Settings
 from workbench.rows import finish, gather
 from workbench.source import Source
@@ -188,8 +188,14 @@ class Campaign:
                 self.store.forget(self.device.name, entry.key)
         except UserError as error:
             if not saved:
-                entry.record = replace(entry.record, warnings=(*entry.record.warnings, UNSAVED))
+                warning = UNFINISHED if self.resumes(entry) else UNSAVED
+                entry.record = replace(entry.record, warnings=(*entry.record.warnings, warning))
             self.complain(error)
+
+    def resumes(self, entry: Entry) -> bool:
+        """Tell whether the same command would find all that was measured of a row."""
+        kept = self.store.kept(self.device.name, entry.key)
+        return not self.again and bool(kept) and kept.keys() >= entry.results.keys()
 
     def complain(self, error: UserError) -> None:
         """Say once that results cannot be written."""

@@ -37,6 +37,8 @@ STATUSES = (
 )
 UNSAVED = "this row could not be saved: no later command finds it"
 """Warning of a row that is in the output of its call alone."""
+UNFINISHED = "this row could not be saved: the same command goes on from its processes, which could"
+"""Warning of one whose side files are there."""
 
 
 @dataclass(frozen=True)

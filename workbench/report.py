@@ -12,7 +12,7 @@ from workbench import datasheets, units
 from workbench.kernel_lines import kernel_lines
 from workbench.plan import PlannedRow
 from workbench.ratios import Ratio, workload_of
-from workbench.record import UNSAVED, Record
+from workbench.record import UNFINISHED, UNSAVED, Record
 from workbench.winner import name_winner, write_ratio
 
 WIDE = 200
@@ -194,7 +194,8 @@ def of_several_calls(records: Sequence[Record]) -> bool:
 
 def run_line(records: Sequence[Record]) -> str:
     """Name the runs of the rows, as `--against` takes them, oldest first; empty if none was saved."""
-    runs = sorted({record.run for record in records if record.timed and UNSAVED not in record.warnings})
+    lost = {UNFINISHED, UNSAVED}
+    runs = sorted({record.run for record in records if record.timed and not lost & set(record.warnings)})
     if not runs:
         return ""
     return f"measured in {', '.join(runs)}: `compare --against RUN` measures anew and judges by one of these"

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from tests.unit.builders import record
 from workbench.exports import as_csv, as_json
 from workbench.ratios import find_ratios
-from workbench.record import UNSAVED, ProcessRun, Record
+from workbench.record import UNFINISHED, UNSAVED, ProcessRun, Record
 from workbench.report import COLUMNS, WIDE, Report, markdown, notes, print_table, run_line
 
 MODE = {"mode": "default"}
@@ -54,8 +55,9 @@ def test_a_ratio_of_one_process_has_no_interval_for_programs_either() -> None:
     assert (float(row["ratio"]), row["ratio_low"], row["ratio_high"]) == (0.5, "", "")
 
 
-def test_a_run_that_was_not_saved_is_not_offered() -> None:
-    lost = record("lost", run="20260301T101500-aaaaaa", warnings=(UNSAVED,))
+@pytest.mark.parametrize("warning", [UNSAVED, UNFINISHED])
+def test_a_run_that_was_not_saved_is_not_offered(warning: str) -> None:
+    lost = record("lost", run="20260301T101500-aaaaaa", warnings=(warning,))
     assert run_line([lost]) == ""
     kept = run_line([lost, record("kept", run="20260301T101500-bbbbbb")])
     assert "bbbbbb" in kept

@@ -18,6 +18,8 @@ from workbench.contestants import Contestant
 from workbench.job import MeasureJob
 from workbench.plan import PHASES, Workload
 from workbench.process import Outcome
+from workbench.record import UNFINISHED, UNSAVED
+from workbench.store import Store
 
 
 def test_every_row_is_measured_in_every_round_and_the_order_rotates(workers: Workers, call: Call) -> None:
@@ -157,6 +159,30 @@ def test_cache_that_cannot_be_written_costs_one_backend_only(
     found = statuses(call(["a", "b"]))
     assert found["a", "decode"] == "crashed"
     assert found["b", "decode"] == "ok"
+
+
+@pytest.mark.parametrize(("again", "warning"), [(False, UNFINISHED), (True, UNSAVED)])
+def test_row_that_cannot_be_saved_says_whether_its_processes_are_kept(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch, again: bool, warning: str
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(Store, "append", Mock(side_effect=UserError("cannot write: No space left on device")))
+        for entry in call(["a"], again=again):
+            assert entry.record is not None
+            assert warning in entry.record.warnings
+    workers.started.clear()
+    call(["a"], again=again)
+    assert bool(workers.started) == again
+
+
+def test_row_of_which_nothing_can_be_saved_says_so(
+    workers: Workers, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("append", "keep"):
+        monkeypatch.setattr(Store, name, Mock(side_effect=UserError("cannot write")))
+    for entry in call(["a"]):
+        assert entry.record is not None
+        assert UNSAVED in entry.record.warnings
 
 
 def test_nothing_is_timed_where_nothing_can_be_verified(
