@@ -28,6 +28,11 @@ PROCESS_S = 15.0
 """Guess for what a process does besides timing: start, load, build, gate."""
 
 
+def row_s(settings: Settings, group: PlannedGroup, checks_s: float = 0.0) -> float:
+    """Guess the seconds that a process spends on each of its rows, which share its start and its checks."""
+    return (PROCESS_S + checks_s) / len(group.rows) + 2 * settings.budget_s  # to warm up, and to sample
+
+
 class Campaign:
     """The measuring of one `compare` call."""
 
@@ -63,19 +68,21 @@ class Campaign:
         """Run what is missing, round by round, and finish every row."""
         self.todo = todo = [entry for entry in entries if entry.record is None]
         repeats = range(self.settings.repeats)
-        missing = sum(entry.lacks(repeat) for entry in todo for repeat in repeats)
+        missing = [
+            row_s(self.settings, each.group) for each in todo for repeat in repeats if each.lacks(repeat)
+        ]
         rounds = sum(any(entry.lacks(repeat) for entry in todo) for repeat in repeats)
         looks = rounds + 1 if rounds else 0
-        self.progress.expect(missing + looks, PROCESS_S + 2 * self.settings.budget_s)
         if missing:
             self.golden.make([entry.group for entry in todo])
+        self.progress.expect(len(missing) + looks, sum(missing) / max(len(missing) + looks, 1))
         for repeat in repeats:
             lacking = [entry for entry in todo if entry.lacks(repeat)]
             if lacking:
                 self.run_round(repeat, lacking)
-                failed = [entry for entry in lacking if entry.failure]
-                later = range(repeat + 1, self.settings.repeats)
-                self.progress.advance(sum(each not in entry.results for entry in failed for each in later))
+                for entry in (each for each in lacking if each.failure):
+                    later = sum(each not in entry.results for each in repeats[repeat + 1 :])
+                    self.progress.forgo(later, row_s(self.settings, entry.group))
         for entry in todo:
             self.complete(entry)
         prune_builds()
@@ -110,6 +117,8 @@ class Campaign:
     ) -> None:
         """Run one process: one engine of one backend, with compiler caches of its own."""
         folder = self.build_folder(contestant, group, entries[0].engine)
+        guess_s = row_s(self.settings, group)
+        self.progress.begin(len(entries) * guess_s)
         turn = Turn(
             job=self.job(contestant, group, entries, kernels=self.device.is_gpu and repeat == 0),
             entries={entry.key: entry for entry in entries},
@@ -118,7 +127,7 @@ class Campaign:
             ceilings=ceilings,
             keep=self.keep,
             say=lambda stage: self.progress.say(f"{contestant.name}, process {repeat + 1}: {stage}"),
-            advance=self.progress.advance,
+            advance=lambda: self.progress.advance(guess_s),
         )
         log = self.logs / f"{slug(contestant.name)}.{group.shapes.batch}.{group.shapes.capacity}.{repeat}.log"
         try:
@@ -214,7 +223,7 @@ class Campaign:
         if outcome.result is None:
             self.progress.warn(f"the machine's ceilings could not be measured: {outcome.reason}")
         self.ceilings = outcome.result or {}
-        self.progress.advance()
+        self.progress.advance(guess_s=0.0)  # a few seconds, which count as the pace of the rows
         return self.ceilings
 
     def build_folder(self, contestant: Contestant, group: PlannedGroup, engine: Engine | None) -> Path:

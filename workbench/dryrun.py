@@ -17,7 +17,7 @@ from backends.null import Null, NullEngine
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, weight_bytes
 from workbench import units
-from workbench.campaign import PROCESS_S
+from workbench.campaign import row_s
 from workbench.checks import FORCED_STEPS, check_lengths, workload_tokens
 from workbench.clock import Clock
 from workbench.entries import Entry
@@ -74,7 +74,6 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
     fill = PlannedRow("prefill", shapes.batch, max(shapes.prompts), None)
     steps = FORCED_STEPS * len(check_lengths(shapes, max(shapes.prompts)))
     gate = 2 * (steps * guess(settings, device, config, step) + 3 * guess(settings, device, config, fill))
-    once = (PROCESS_S + gate) / len(entry.group.rows) + 2 * settings.budget_s  # to warm up, and to sample
     logits = 4 * shapes.batch * config.vocab_size
     cache = cache_bytes(config, settings.dtype, shapes.batch, shapes.capacity)
     memory = weight_bytes(config, settings.dtype) + cache + logits
@@ -84,7 +83,7 @@ def estimate_row(settings: Settings, device: Device, config: DecoderConfig, entr
         batch=row.batch,
         length=row.length,
         state=state_of(entry.record, memory, device.memory_bytes),
-        time_s=missing * once,
+        time_s=missing * row_s(settings, entry.group, gate),
         memory_bytes=memory,
     )
 

@@ -18,18 +18,23 @@ REFRESHES_PER_S = 1
 """Drawing takes time from the very CPU that may be timed."""
 
 
+LEAST_S = 1.0
+"""Seconds that are said to be left as long as a piece is."""
+
+
 class TimeLeft(ProgressColumn):
-    """The time left: a piece takes as long as those so far did on average, or before the first as guessed."""
+    """The time left: what was guessed of the pieces that are left, at the pace of those that are done."""
 
     def render(self, task: Task) -> Text:
-        """Write it, or nothing where no number of pieces is known."""
-        if task.total is None or task.remaining is None or task.elapsed is None:
+        """Write it, or nothing where no number of pieces is known or none is left."""
+        if task.elapsed is None or not task.remaining:
             return Text("")
-        done = int(task.completed)
-        guess = task.fields["guess_s"] * task.total
-        whole = task.fields["last_s"] / done * task.total if done else guess
-        left = max(whole - task.elapsed, 0.0)
-        return Text(f"about {units.duration(left)} left" if task.remaining else "")
+        done_s, last_s = task.fields["done_s"], task.fields["last_s"]
+        pace = last_s / done_s if done_s else 1.0
+        # What takes longer than it should takes no time from the pieces behind it.
+        spent = min(task.elapsed - last_s, pace * task.fields["next_s"])
+        left = pace * (task.fields["total_s"] - done_s) - spent
+        return Text(f"about {units.duration(max(left, LEAST_S))} left")
 
 
 class Progress:
@@ -48,7 +53,7 @@ class Progress:
             refresh_per_second=REFRESHES_PER_S,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("starting", total=None, guess_s=0.0, last_s=0.0)
+        self.task = self.bar.add_task("starting", total=None)
 
     def __enter__(self) -> "Progress":
         """Show the line."""
@@ -64,13 +69,29 @@ class Progress:
         self.bar.update(self.task, description=description)
 
     def expect(self, total: int, guess_s: float) -> None:
-        """Start to count `total` pieces of like size, of `guess_s` seconds each."""
-        self.bar.reset(self.task, total=total, guess_s=guess_s)
+        """Start to count `total` pieces, of `guess_s` seconds each on average."""
+        self.bar.reset(
+            self.task, total=total, total_s=total * guess_s, done_s=0.0, last_s=0.0, next_s=guess_s
+        )
 
-    def advance(self, pieces: int = 1) -> None:
-        """Count pieces as done, one unless told otherwise."""
-        self.bar.advance(self.task, pieces)
-        self.bar.update(self.task, last_s=self.bar.tasks[0].elapsed)
+    def begin(self, guess_s: float) -> None:
+        """Say what those of the next pieces are guessed to take that come to an end together."""
+        self.bar.update(self.task, next_s=guess_s)
+
+    def advance(self, guess_s: float | None = None) -> None:
+        """Count a piece as done, one of the average size unless told what it was guessed to take."""
+        task = self.bar.tasks[0]
+        if guess_s is None:
+            guess_s = task.fields["next_s"]
+        self.bar.update(
+            self.task, advance=1, done_s=task.fields["done_s"] + guess_s, last_s=task.elapsed or 0.0
+        )
+
+    def forgo(self, pieces: int, guess_s: float) -> None:
+        """Count no longer on pieces of `guess_s` seconds each."""
+        task = self.bar.tasks[0]
+        total_s = task.fields["total_s"] - pieces * guess_s
+        self.bar.update(self.task, total=(task.total or 0) - pieces, total_s=total_s)
 
     def warn(self, line: str) -> None:
         """Print a warning above the line, terminal or not."""

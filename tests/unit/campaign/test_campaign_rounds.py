@@ -46,6 +46,14 @@ def test_looks_at_the_ceilings_are_pieces_of_the_work_that_is_shown(workers: Wor
     assert len(workers.looks) == 4
 
 
+def test_rows_that_failed_are_pieces_no_longer(workers: Workers, call: Call) -> None:
+    workers.scripts["a"] = lambda job, on_event: Outcome("crashed", "killed")
+    call(["a", "b"], repeats=3)
+    (task,) = call.progress.bar.tasks
+    assert task.completed == task.total == 2 + 2 * 3 + 4
+    assert task.fields["done_s"] == pytest.approx(task.fields["total_s"])
+
+
 def test_ceilings_are_looked_at_in_bursts_like_the_samples_of_each_phase(
     workers: Workers, call: Call
 ) -> None:
