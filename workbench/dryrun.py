@@ -8,9 +8,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-from rich.table import Table
+from dataclasses import asdict, dataclass, replace
 
 from backends.contract import Target
 from backends.null import Null, NullEngine
@@ -26,7 +24,7 @@ from workbench.machine import Device
 from workbench.measure import take_samples
 from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import Record
-from workbench.report import stdout
+from workbench.report import foldable, stdout
 from workbench.request import Settings
 from workbench.rows import least_work
 
@@ -127,11 +125,12 @@ def write(rows: Sequence[Estimate], form: str) -> None:
         print(*units.markdown_table(HEADINGS, map(cells, rows)), "", sum_up(rows), sep="\n")
     else:
         console = stdout()
-        table = Table(*HEADINGS)
+        table = foldable(HEADINGS)
         for row in rows:
-            table.add_row(*cells(row))
+            table.add_row(*cells(replace(row, state=row.state.partition(":")[0])))
         console.print(table)
-        console.print(sum_up(rows))
+        reasons = dict.fromkeys(f"{row.backend}: {row.state}" for row in rows if ":" in row.state)
+        console.print(*reasons, sum_up(rows), sep="\n", soft_wrap=True)  # what to install is to be copied
 
 
 def cells(row: Estimate) -> tuple[str, ...]:

@@ -4,12 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from rich.table import Column, Table
-
 from backends import registry
 from models.errors import UserError
 from workbench.contestants import probe_backends
-from workbench.report import stdout
+from workbench.report import foldable, stdout
 
 
 def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
@@ -20,8 +18,8 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
         print(json.dumps(rows, indent=1))
         return
     console = stdout()
-    options = Column("options", no_wrap=True)  # what is typed is never folded
-    table = Table("backend", "usable", "devices", "dtypes", "versions", options)
+    names = ("backend", "usable")
+    table = foldable((*names, "devices", "dtypes", "versions"), whole=names)
     for name, probe in probes.items():
         table.add_row(
             name,
@@ -29,14 +27,14 @@ def print_backends(pythons: Mapping[str, str], as_json: bool) -> None:
             ", ".join(probe.devices),
             ", ".join(probe.dtypes),
             ", ".join(f"{package} {version}" for package, version in probe.versions.items()),
-            options_of(name),
             style="" if probe.usable else "dim",
         )
     console.print(table)
+    lines = [f"options of {name}: {options}" for name in probes if (options := options_of(name))]
     for name, probe in probes.items():
-        if not probe.usable:  # in one piece, to be copied
-            why = "; ".join(filter(None, (probe.reason, probe.install)))
-            console.print(f"{name}: {why}", soft_wrap=True, markup=False, highlight=False)
+        if not probe.usable:
+            lines.append(f"{name}: {'; '.join(filter(None, (probe.reason, probe.install)))}")
+    console.print(*lines, sep="\n", soft_wrap=True)  # each in one piece, to be copied
 
 
 def options_of(name: str) -> str:
@@ -45,6 +43,6 @@ def options_of(name: str) -> str:
         options = registry.find(name).options
     except UserError:
         return ""
-    return "\n".join(
+    return ", ".join(
         f"{key}={'|'.join(option.values)}" if option.values else key for key, option in options.items()
     )

@@ -1,7 +1,7 @@
 """Records as people read them: what was held equal, a table, who wins, warnings."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -28,6 +28,17 @@ Section = Sequence[tuple[Record, Ratio | None]]
 def stdout() -> Console:
     """Return what tables are printed to; a name like `compile[mode=default]` is no markup."""
     return Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
+
+
+def foldable(columns: Iterable[str], title: str | None = None, whole: Collection[str] = ()) -> Table:
+    """Return a table without rows, to be folded where the terminal is narrow, but for the `whole` columns.
+
+    Half a number would be a wrong one, and half a name is none.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in whole)
+    return table
 
 
 @dataclass(frozen=True)
@@ -206,10 +217,9 @@ def print_table(report: Report, console: Console) -> None:
     if report.records:
         console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records)), sep="\n")
     for section in report.sections():
-        table = Table(title=title(section[0][0]), title_justify="left", box=SIMPLE_HEAD, padding=0)
-        for name in headers(section):
-            # Folded where the terminal is narrow: half a number would be a wrong one.
-            table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
+        table = foldable(headers(section), title(section[0][0]))
+        for column in table.columns:
+            column.justify = "left" if column.header in LEFT else "right"
         for record, ratio in section:
             stacked = ("\n".join(cell).rstrip() for cell in cells(record, ratio))
             table.add_row(*stacked, style="" if record.timed else "red")

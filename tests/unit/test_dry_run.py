@@ -45,6 +45,17 @@ def test_a_row_that_needs_more_than_there_is_says_so(memory: int | None, said: s
     assert state_of(None, GIB, memory) == said
 
 
+def test_narrow_terminal_cuts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.report.WIDE", 60)
+    text = printed("table", capsys)
+    assert "…" not in text
+    assert "compile[stock]: missing: torch is not installed\n" in text
+    for word in ("measure ", "missing ", "1.00 MiB", "about 30 s in all"):
+        assert word in text
+
+
 def test_people_read_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed("table", capsys)
     for word in ("compile[stock]", "30 s", "1.00 MiB", "about 30 s in all"):

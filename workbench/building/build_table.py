@@ -3,12 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from workbench import units
 from workbench.building.build import Row
 from workbench.job import Json
-from workbench.report import stdout
+from workbench.report import foldable, stdout
 
 
 def write(rows: Sequence[Row], as_json: bool) -> None:
@@ -16,12 +14,12 @@ def write(rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         print(json.dumps([flatten(row) for row in rows], indent=1))
         return
-    table = Table("backend", "target", "engine", "status", "cold", "warm", "size", "path")
+    table = foldable(("backend", "target", "engine", "status", "cold", "warm", "size"))
     for row in rows:
         table.add_row(*cells(row), style="" if row.engine else "red")
     console = stdout()
     console.print(table)
-    for line in notes(rows):
+    for line in [*places(rows), *notes(rows)]:  # each in one piece, to be copied
         console.print(line, soft_wrap=True)
 
 
@@ -52,9 +50,9 @@ def flatten(row: Row) -> Json:
 def cells(row: Row) -> tuple[str, ...]:
     """Write a row in the order of the columns; the cold time of an engine found is from when it was built."""
     engine, order = row.engine, row.order
-    what = f"{order.model} {order.aim.dtype} b{order.shapes.batch} c{order.shapes.capacity}"
+    what = f"{order.model} {order.aim.dtype} {sizes(row)}"
     if engine is None or row.warm_s is None:
-        return (order.name, order.target, what, row.status, "-", "-", "-", "-")
+        return (order.name, order.target, what, row.status, "-", "-", "-")
     return (
         order.name,
         order.target,
@@ -63,8 +61,21 @@ def cells(row: Row) -> tuple[str, ...]:
         units.seconds(engine.manifest.build_s),
         units.seconds(row.warm_s),
         units.size(engine.manifest.size_bytes),
-        str(engine.folder),
     )
+
+
+def sizes(row: Row) -> str:
+    """Name the shapes of an engine."""
+    return f"b{row.order.shapes.batch} c{row.order.shapes.capacity}"
+
+
+def places(rows: Sequence[Row]) -> list[str]:
+    """Say where each engine lies."""
+    return [
+        f"{row.order.name} for {row.order.target} {sizes(row)}: {row.engine.folder}"
+        for row in rows
+        if row.engine
+    ]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.table import Table
 
 from backends.contract import Shapes
 from models.errors import UserError
@@ -31,7 +30,7 @@ from workbench.machine import Device, describe, resolve_device, thread_environme
 from workbench.plan import PlannedGroup
 from workbench.process import run
 from workbench.progress import Progress
-from workbench.report import stdout
+from workbench.report import foldable, stdout
 from workbench.request import Request, settle
 from workbench.source import prepare
 from workbench.store import slug, write_atomically
@@ -145,12 +144,14 @@ def write(found: Sequence[Checked], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=1))
         return
-    table = Table("key", "backend", "target", "on", "status", "error", "how", "reason")
+    table = foldable(("key", "backend", "target", "on", "status", "error", "how"), whole=("key",))
     for each in found:
         error = "-" if each.error_ratio is None else f"{each.error_ratio:.2f}"
         how = ", ".join(filter(None, (each.way, "untuned" if each.untuned else None)))
         names = (each.key, each.backend, each.target, each.device)
         style = "" if each.status == "passed" else "red"
-        table.add_row(*names, each.status, error, how, each.reason or "", style=style)
-    stdout().print(table)
-    print(PURPOSE)
+        table.add_row(*names, each.status, error, how, style=style)
+    console = stdout()
+    console.print(table)
+    reasons = [f"{each.key}: {each.reason}" for each in found if each.reason]
+    console.print(*reasons, PURPOSE, sep="\n", soft_wrap=True)

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.table import Table
-
 from backends import registry
 from backends.contract import Keeper
 from models.errors import UserError
@@ -18,7 +16,7 @@ from workbench.building.machine_code import inspect
 from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
 from workbench.building.store import EngineStore
 from workbench.job import Json
-from workbench.report import stdout
+from workbench.report import foldable, stdout
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,18 @@ def show(store: EngineStore, key: str) -> None:
 
 
 def write(engines: Sequence[Listed], as_json: bool, verified: bool) -> None:
-    """Print engines, and of verified ones whether each is sound."""
+    """Print engines, and of verified ones whether each is sound; below, what does not fit into a table."""
     if as_json:
         print(json.dumps([flatten(each) for each in engines], indent=1))
         return
-    columns = ("key", "backend", "target", "engine", "code", "versions", "size", "age", "notes")
-    table = Table(*columns)
+    columns = ("key", "backend", "target", "engine", "code", "size", "age", "notes")
+    table = foldable(columns, whole=("key",))
     for each in engines:
         table.add_row(*cells(each, verified), style="red" if each.fault else "")
-    stdout().print(table)
+    console = stdout()
+    console.print(table)
+    for line in remarks(engines):
+        console.print(line, soft_wrap=True)
 
 
 def flatten(each: Listed) -> Json:
@@ -149,10 +150,10 @@ def flatten(each: Listed) -> Json:
 
 def cells(each: Listed, verified: bool) -> tuple[str, ...]:
     """Write an engine in the order of the columns."""
-    state = f"damaged: {each.fault}" if each.fault else "sound" if verified else ""
+    state = "damaged" if each.fault else "sound" if verified else ""
     manifest = each.manifest
     if manifest is None:
-        return (each.key, each.folder.name, each.folder.parent.name, "-", "-", "-", "-", "-", state)
+        return (each.key, each.folder.name, each.folder.parent.name, "-", "-", "-", "-", state)
     recipe = manifest.recipe
     age = datetime.now(UTC) - datetime.fromisoformat(manifest.created)
     return (
@@ -161,8 +162,18 @@ def cells(each: Listed, verified: bool) -> tuple[str, ...]:
         recipe.target,
         f"{manifest.model} {recipe.dtype} {recipe.sizes}",
         ", ".join(manifest.code) or "-",
-        ", ".join(f"{package} {version}" for package, version in recipe.compilers.items()),
         units.size(manifest.size_bytes),
         units.age(age.total_seconds()),
         ", ".join(filter(None, (state, manifest.note))),
     )
+
+
+def remarks(engines: Sequence[Listed]) -> list[str]:
+    """Say by which versions engines were built, and what is wrong with them, each once with their keys."""
+    found: dict[str, list[str]] = {}
+    for each in engines:
+        compilers = each.manifest.recipe.compilers if each.manifest else {}
+        versions = ", ".join(f"{package} {version}" for package, version in compilers.items())
+        for line in filter(None, (versions, each.fault)):
+            found.setdefault(line, []).append(each.key)
+    return [f"{', '.join(keys)}: {line}" for line, keys in found.items()]

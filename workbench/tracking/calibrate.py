@@ -4,13 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.table import Table
-
 from models.errors import UserError
 from workbench import units
 from workbench.compare import measure
 from workbench.record import Record
-from workbench.report import row_title, short_title, stdout
+from workbench.report import foldable, row_title, short_title, stdout
 from workbench.request import Request
 from workbench.tracking.floors import calibration_folder, floor_of
 from workbench.tracking.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
@@ -34,7 +32,7 @@ def write(records: Sequence[Record], as_json: bool) -> None:
         print(json.dumps([describe(*each) for each in zip(records, floors, strict=True)], indent=1))
         return
     console = stdout()
-    table = Table("row", "processes", "noise floor", "least change")
+    table = foldable(("row", "processes", "noise floor", "least change"))
     for record, floor in zip(records, floors, strict=True):
         cells = ["-", "-"] if floor is None else [units.percent(floor), units.percent(threshold(floor))]
         table.add_row(row_title(record), str(len(record.processes)), *cells)

@@ -4,13 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from workbench import units
 from workbench.record import Record
-from workbench.report import short_title, stdout
+from workbench.report import foldable, short_title, stdout
 from workbench.statistics import Interval
 from workbench.tracking.history import History, Step
 from workbench.tracking.verdict import SAME, UNCLEAR, Verdict
@@ -46,9 +44,7 @@ def titles(rows: Sequence[History]) -> list[str]:
 def print_row(name: str, history: History, console: Console) -> None:
     """Print the records of one row, and under them its steps."""
     records, steps = history.records, history.steps
-    table = Table(title=name, title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+    table = foldable(COLUMNS, name)
     at = {step.index: step for step in steps}
     for index, record in enumerate(records):
         table.add_row(*cells(record), change_text(at[index].verdict) if index in at else "")

@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from workbench import units
 from workbench.ratios import fewest_processes
 from workbench.record import Record, Time
-from workbench.report import held_equal, notes, row_title, short_title
+from workbench.report import foldable, held_equal, notes, row_title, short_title
 from workbench.tracking.changes import changes
 from workbench.tracking.verdict import SLOWER, Verdict
 
@@ -97,9 +96,7 @@ def remarks(rows: Sequence[Judged]) -> list[str]:
 
 def table(rows: Sequence[Judged], name: str) -> Table:
     """Lay the rows out, judged by what the user called `name`."""
-    found = Table(title=f"against {name}", title_justify="left", box=SIMPLE_HEAD, padding=0)
-    for column in COLUMNS:
-        found.add_column(column, overflow="fold")
+    found = foldable(COLUMNS, f"against {name}")
     for each in rows:
         found.add_row(*cells(each))
     return found
