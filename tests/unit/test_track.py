@@ -173,6 +173,24 @@ def test_selected_rows_alone_are_measured(pytester: pytest.Pytester, harness: Ha
     assert len(harness.asked) == 2
 
 
+def test_skipped_rows_are_not_measured(pytester: pytest.Pytester, harness: Harness) -> None:
+    pytester.runpytest(*RUN, "--benchmark-skip").assert_outcomes(skipped=4)
+    assert harness.asked == []
+    pytester.makeconftest(
+        """
+        import pytest
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if "eager" in item.name:
+                    item.add_marker(pytest.mark.skip(reason="is slow"))
+        """
+    )
+    done = pytester.runpytest(*RUN, "-k", "decode", "-rs")
+    done.assert_outcomes(passed=1, skipped=1, deselected=2)
+    done.stdout.fnmatch_lines(["SKIPPED *pyproject.toml*: is slow"])
+    assert harness.asked == ["compile[mode=default]-decode-b1-c32"]
+
+
 def test_a_regression_fails_where_it_is_to(pytester: pytest.Pytester, harness: Harness) -> None:
     keep(pytester, harness)
     fail_on = "--workbench-fail-on=regression"

@@ -74,7 +74,8 @@ class TrackSession:
         """Measure the rows that were selected, in rounds and with progress, before any is replayed."""
         option = session.config.option
         broken = session.testsfailed and not option.continue_on_collection_errors
-        wanted = {item.name for item in session.items if isinstance(item, Row)}
+        rows = [item for item in session.items if isinstance(item, Row)]
+        wanted = {item.name for item in rows if item.get_closest_marker("skip") is None}
         if not wanted or option.collectonly or broken:
             return
         with plain_errors():
@@ -164,9 +165,9 @@ class Table(pytest.File):
 class Row(pytest.Function):
     """One row: to pytest-benchmark a test with the `benchmark` fixture."""
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """Say where the row is written down."""
-        return self.path, None, self.name
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Say where the row is written down: pytest names that line of one that is skipped."""
+        return self.path, 0, self.name
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:  # noqa: ARG002
         """Show the reason of a failed row alone: no line of ours is at fault."""
