@@ -1,7 +1,7 @@
 """Records as people read them: what was held equal, a table, who wins, warnings."""
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -138,7 +138,7 @@ def held_equal(records: Sequence[Record]) -> list[str]:
         f"device {device}",
         f"greedy decoding of the same tokens; processes a row: {counts}, in rotating order; "
         f"logits verified before and after timing (gate {protocol['gate']})",
-        *dict.fromkeys(line for record in records for line in ceilings(record)),
+        *ceilings(records),
     ]
 
 
@@ -147,20 +147,30 @@ def every(texts: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(texts))
 
 
-def ceilings(record: Record) -> list[str]:
-    """Say what the machine was measured to do, and what share of its datasheet that is where there is one."""
-    found = [record.ceilings.get(name) for name in ("bandwidth_bytes_per_s", "flops_per_s")]
-    if not all(found):
+def ceilings(records: Sequence[Record]) -> list[str]:
+    """Say what the machine was measured to do, and what share of its datasheet that is where there is one.
+
+    Looks are taken around a row's processes, so rows of several calls, or of fewer processes, have others.
+    """
+    bandwidth, products = (
+        [record.ceilings[name]["median"] for record in records if record.ceilings.get(name)]
+        for name in ("bandwidth_bytes_per_s", "flops_per_s")
+    )
+    if not bandwidth or not products:
         return []
-    bandwidth, products = (each["median"] for each in found if each)
-    gpu = str(record.gpu.get("name"))
-    of_bandwidth = datasheets.bandwidth_share(gpu, bandwidth)
-    of_products = datasheets.product_share(gpu, record.dtype, products)
-    line = f"ceilings {units.rate(bandwidth, 'B')}"
-    line += f" ({units.percent(of_bandwidth)} of the datasheet)" if of_bandwidth else ""
-    line += f", {units.rate(products, 'FLOP')} {record.dtype}"
-    line += f" ({units.percent(of_products)})" if of_products else ""
-    return [line]
+    gpu, dtype = str(records[0].gpu.get("name")), records[0].dtype
+    of_bandwidth = [share for each in bandwidth if (share := datasheets.bandwidth_share(gpu, each))]
+    of_products = [share for each in products if (share := datasheets.product_share(gpu, dtype, each))]
+    line = f"ceilings {span(bandwidth, lambda each: units.rate(each, 'B'))}"
+    line += f" ({span(of_bandwidth, units.percent)} of the datasheet)" if of_bandwidth else ""
+    line += f", {span(products, lambda each: units.rate(each, 'FLOP'))} {dtype}"
+    line += f" ({span(of_products, units.percent)})" if of_products else ""
+    return [f"{line}; rows were measured at different times" if " to " in line else line]
+
+
+def span(sizes: Sequence[float], write: Callable[[float], str]) -> str:
+    """Write the least and the most of some sizes, once where they are written alike."""
+    return " to ".join(dict.fromkeys((write(min(sizes)), write(max(sizes)))))
 
 
 def rows_of(section: Section) -> list[Record]:

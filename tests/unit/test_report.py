@@ -114,6 +114,18 @@ def test_head_has_the_ceilings_alone_where_no_datasheet_is_known() -> None:
     assert "of the datasheet), 712 TFLOP/s float32\n" in printed(report(half_known))
 
 
+def test_ceilings_of_rows_measured_at_different_times_are_one_line() -> None:
+    gpu = {"name": "NVIDIA H200"}
+    later = {"bandwidth_bytes_per_s": {"median": 4.08e12}, "flops_per_s": {"median": 712.3e12}}
+    rows = [record("eager", gpu=gpu, dtype="bfloat16", ceilings=each) for each in (CEILINGS, later, {})]
+    lines = [line for line in printed(report(*rows)).splitlines() if "ceilings" in line]
+    assert lines == [
+        "  ceilings 4.08 TB/s to 4.21 TB/s (85 % to 88 % of the datasheet), 712 TFLOP/s bfloat16 (72 %); "
+        "rows were measured at different times"
+    ]
+    assert "different times" not in printed(report(rows[0], rows[0]))
+
+
 def test_what_fits_stands_under_the_table_of_decode_rows() -> None:
     fits = {"tokens": 500_000, "context": 131_008, "batch": 459}
     fitting = report(record("eager", fits=fits), record("compile", fits={**fits, "batch": 460}), CRASHED)
