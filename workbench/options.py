@@ -67,7 +67,8 @@ Against = Annotated[
     typer.Option(help="Measure anew and judge by earlier rows: a run's id, a .jsonl file or a Git revision."),
 ]
 Baseline = Annotated[
-    str | None, typer.Option(help="The row others are compared with. Default: eager, else the first.")
+    str | None,
+    typer.Option(help="The row others are compared with. Default: eager, else the first that is ok."),
 ]
 Engines = Annotated[
     Path | None,
