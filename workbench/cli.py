@@ -187,7 +187,8 @@ def run() -> int:
         code = options.INTERRUPTED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "free space there, or set WORKBENCH_CACHE if it is the cache that has none"
+        place = "there" if error.filename else "where the output goes"
+        hint = f"free space {place}, or set WORKBENCH_CACHE if it is the cache that has none"
         return complain(f"{where}{error.strerror or error}: {hint}")
     except Exception as error:
         if not hasattr(error, "format_message"):

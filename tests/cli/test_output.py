@@ -9,6 +9,8 @@ import pytest
 from tests.unit.builders import record
 from workbench.store import Store
 
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+"""So that what is short is written at the end, where Python itself would complain."""
 COMMANDS = [("history",), ("history", "--format", "json"), ("report", "--format", "csv")]
 
 
@@ -19,8 +21,9 @@ def redirect(
     kept = Store(folder / "results", lambda line: None)
     kept.append(record())
     command = ["bash", "-o", "pipefail", "-c", f'"$@" {where}', "-", sys.executable, "-m", "workbench"]
+    variables = environment | BUFFERED
     return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, timeout=100
+        [*command, *arguments], cwd=folder, env=variables, stderr=subprocess.PIPE, text=True, timeout=100
     )
 
 
@@ -40,7 +43,7 @@ def test_output_on_a_full_disk_is_one_line(
 ) -> None:
     done = redirect(environment, tmp_path, ">/dev/full", *arguments)
     assert done.stderr.startswith("Error: ")
-    assert "No space left on device" in done.stderr
+    assert "No space left on device: free space where" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.returncode == 2
 
