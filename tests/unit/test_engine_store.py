@@ -184,7 +184,7 @@ def test_prune_removes_what_is_damaged_old_or_unfinished(store: EngineStore) -> 
     (store.root / ".unfinished" / "killed").mkdir()
     os.utime(store.root / ".unfinished" / "killed", (then, then))
     (store.root / ".unfinished" / "going on").mkdir()
-    removed = {path.name: reason for path, reason in prune(store, 30)}
+    removed = {path.name: reason for path, reason in prune(store, 30, pytest.fail)}
     assert removed == {
         old.folder.name: "not used for 31 days",
         damaged.folder.name: "program has 3 of its 14 bytes",
@@ -194,22 +194,49 @@ def test_prune_removes_what_is_damaged_old_or_unfinished(store: EngineStore) -> 
     assert [path.name for path in store.unfinished()] == ["going on"]
 
 
-def test_prune_touches_nothing_that_is_no_engine(tmp_path: Path) -> None:
-    kept = [tmp_path / "photos" / "2024" / "one.jpg", tmp_path / "results" / "cpu" / "tiny.jsonl"]
-    for path in kept:
+OTHERS = (
+    "photos/2024/one.jpg",
+    "photos/holiday-0123456789abcdef/one.jpg",
+    "builds/golden-0123456789abcdef/golden.npz",
+    "results/cpu/tiny.jsonl",
+    "cpu/photos/one.jpg",
+)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_nothing_is_touched_that_is_no_engine(tmp_path: Path, beside: bool) -> None:
+    for path in (tmp_path / name for name in OTHERS):
         path.parent.mkdir(parents=True)
         path.touch()
     store = EngineStore(tmp_path)
-    engine = put(store, recipe())
-    assert prune(store, days=0) == [(engine.folder, "not used for 0 days")]
-    assert all(path.exists() for path in kept)
+    expected = [(put(store, recipe()).folder, "not used for 0 days")] if beside else []
+    assert [each.folder for each in map(verify, listed(store))] == [folder for folder, _ in expected]
+    assert prune(store, 0, pytest.fail) == expected
+    assert all((tmp_path / name).exists() for name in OTHERS)
+    hidden = sorted(path.name for path in tmp_path.glob(".*"))
+    assert hidden == ([".locks", ".unfinished"] if beside else [])
+
+
+def test_what_others_have_put_into_an_engines_place_is_left_and_named(store: EngineStore) -> None:
+    holiday = store.root / "cpu" / "holiday-0123456789abcdef"
+    holiday.mkdir(parents=True)
+    (holiday / "one.jpg").touch()
+    annotated = put(store, recipe()).folder
+    (annotated / "notes.txt").touch()
+    os.utime(annotated, (0, 0))
+    warnings: list[str] = []
+    assert prune(store, 30, warnings.append) == []
+    assert [line.partition(" is not removed: ")[::2] for line in warnings] == [
+        (str(holiday), "it has no manifest; remove it yourself if it is an engine"),
+        (str(annotated), "notes.txt in it is of no engine; remove it yourself if it is an engine"),
+    ]
 
 
 def test_an_engine_that_is_found_counts_as_used(store: EngineStore) -> None:
     engine = put(store, recipe())
     os.utime(engine.folder, (0, 0))
     assert store.find(recipe()) is not None
-    assert prune(store, 30) == []
+    assert prune(store, 30, pytest.fail) == []
 
 
 def test_verify_looks_for_code_where_there_has_to_be_some(store: EngineStore) -> None:
@@ -280,5 +307,5 @@ def test_versions_that_differ_are_named(tmp_path: Path) -> None:
 
 def test_prune_makes_no_store_where_a_named_one_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no"):
-        prune(EngineStore(tmp_path / "typo"), 30)
+        prune(EngineStore(tmp_path / "typo"), 30, pytest.fail)
     assert not (tmp_path / "typo").exists()

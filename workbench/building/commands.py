@@ -150,8 +150,11 @@ def prune(
     engines: options.Engines = None,
 ) -> None:
     """Remove engines that are damaged or have not been used for long, and what killed builds have left."""
+    from rich.console import Console
+
     from workbench.building import engines as store
     from workbench.building.store import EngineStore
+    from workbench.progress import Progress
 
-    for folder, reason in store.prune(EngineStore(engines), days):
+    for folder, reason in store.prune(EngineStore(engines), days, Progress(Console(stderr=True)).warn):
         print(f"removed {folder}: {reason}")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from backends.contract import Keeper
 from models.errors import UserError
 from workbench import units
 from workbench.building.machine_code import inspect
-from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
+from workbench.building.manifest import MANIFEST, Damaged, Manifest, check_files, read_manifest
 from workbench.building.store import EngineStore
 from workbench.job import Json
 from workbench.report import foldable, stdout
@@ -79,16 +79,28 @@ def has_machine_code(backend: str) -> bool:
     return not isinstance(keeper, Keeper) or keeper.machine_code
 
 
-def prune(store: EngineStore, days: float) -> list[tuple[Path, str]]:
-    """Remove what is damaged, unfinished, or not used for so many days; returns each with its reason."""
-    engines = listed(store)  # refuses a store that was named and is not there
-    store.prepare()
+def foreign(each: Listed) -> str | None:
+    """Say why a folder is not the store's to remove: what lies in it may be the user's own."""
+    names = {path.name for path in each.folder.iterdir()}
+    if MANIFEST not in names:
+        return "it has no manifest"
+    others = names - {MANIFEST, *each.manifest.files} if each.manifest else None
+    return f"{min(others)} in it is of no engine" if others else None
+
+
+def prune(store: EngineStore, days: float, warn: Callable[[str], None]) -> list[tuple[Path, str]]:
+    """Remove what is damaged, unfinished, or not used for so many days; returns each with its reason.
+
+    A folder with something in it that the store has not put there is left, and warned of.
+    """
     removed = []
     now = time.time()
-    for each in map(verify, engines):
+    for each in map(verify, listed(store)):
         idle_days = (now - each.used.timestamp()) / 86400
         reason = each.fault or (f"not used for {idle_days:.0f} days" if idle_days > days else None)
-        if reason:
+        if reason and (obstacle := foreign(each)):
+            warn(f"{each.folder} is not removed: {obstacle}; remove it yourself if it is an engine")
+        elif reason:
             store.remove(each.folder)
             removed.append((each.folder, reason))
     for folder in store.unfinished():

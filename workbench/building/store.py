@@ -18,12 +18,13 @@ from workbench.building.manifest import (
     write_manifest,
 )
 from workbench.building.recipe import Recipe
+from workbench.building.targets import TARGETS
 from workbench.caches import cache_root
 from workbench.store import slug
 
 UNFINISHED, LOCKS, TUNING = ".unfinished", ".locks", ".tuning"
 ENGINE = re.compile(r".+-[0-9a-f]{16}")
-"""How the folder of an engine is named. A store may lie beside other things, which are never touched."""
+"""How the folder of an engine is named, below its target. All else that lies in a store is not its own."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class EngineStore:
         """
         if self.named and not self.root.is_dir():
             raise UserError(f"--engines {self.root}: there is no such folder; `build` makes it")
-        found = self.root.glob("[!.]*/*")
+        found = [path for target in TARGETS for path in (self.root / target).glob("*")]
         return sorted(path for path in found if ENGINE.fullmatch(path.name) and path.is_dir())
 
     @contextmanager
@@ -120,8 +121,9 @@ class EngineStore:
         return Engine(folder, manifest)
 
     def remove(self, folder: Path) -> None:
-        """Take an engine away, whole before anybody can meet half of it; raises OSError."""
+        """Take an engine away, whole before anybody can meet half of it; raises OSError, UserError."""
         if folder.is_dir():
+            self.prepare()
             with self.workspace() as grave:
                 folder.rename(grave / folder.name)
 
