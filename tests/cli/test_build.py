@@ -217,6 +217,7 @@ def test_a_build_that_is_stopped_leaves_nothing(environment: dict[str, str], tmp
         ),
         (("engines", "list", "--engines", "file"), ["--engines", "file is a file", "name a folder"]),
         (("engines", "show", "zz"), ["no engine", "'zz'"]),
+        (("engines", "show", ""), ["an empty key", "`engines` lists"]),
         (("engines", "verify", "zz"), ["no engine", "'zz'"]),
     ],
 )

@@ -1,12 +1,13 @@
 """Engines for tests of the store: a few bytes with a recipe."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from backends.contract import Shapes
 from models.config import PRESETS
-from workbench.building.manifest import Manifest, seal_files
+from workbench.building.manifest import MANIFEST, Manifest, seal_files
 from workbench.building.recipe import Recipe, make_recipe
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim
@@ -65,3 +66,10 @@ def spoil(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def edit_manifest(folder: Path) -> None:
+    """Change what an engine says of itself."""
+    kept = json.loads((folder / MANIFEST).read_text())
+    kept["manifest"]["untuned"] = True
+    (folder / MANIFEST).write_text(json.dumps(kept))

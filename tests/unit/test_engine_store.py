@@ -1,6 +1,5 @@
 """The engine store: what names an engine, that it is whole or not there, and what damage does."""
 
-import json
 import os
 import threading
 import time
@@ -13,16 +12,14 @@ import pytest
 from backends.contract import Shapes
 from models.config import PRESETS
 from models.errors import UserError
-from tests.unit.engines import CPU, PROGRAM, put, recipe, spoil
-from workbench.building.engines import listed, prune, verify
+from tests.unit.engines import CPU, PROGRAM, edit_manifest, put, recipe, spoil
+from workbench.building.engines import listed, verify
 from workbench.building.manifest import MANIFEST, Damaged
 from workbench.building.recipe import digest_folder, tell_difference
 from workbench.building.store import EngineStore
 from workbench.building.targets import GPUS, TARGETS, aim, find_here, name_target, read_targets
 from workbench.caches import lowering_version
 from workbench.machine import Device
-
-DAY = 86400
 
 
 @pytest.fixture
@@ -106,12 +103,6 @@ def remove(folder: Path) -> None:
     (folder / "program").unlink()
 
 
-def edit_manifest(folder: Path) -> None:
-    kept = json.loads((folder / MANIFEST).read_text())
-    kept["manifest"]["untuned"] = True
-    (folder / MANIFEST).write_text(json.dumps(kept))
-
-
 DAMAGES = [
     (truncate, "3 of its 14 bytes"),
     (lambda folder: spoil(folder / "program"), "not as it was written"),
@@ -176,88 +167,6 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert "--engines" in str(refusal.value)
 
 
-def test_prune_removes_what_is_damaged_old_or_unfinished(store: EngineStore) -> None:
-    old, young, damaged = (put(store, recipe(dtype=each)) for each in ("float32", "bfloat16", "float16"))
-    truncate(damaged.folder)
-    then = time.time() - 31 * DAY
-    os.utime(old.folder, (then, then))
-    (store.root / ".unfinished" / "killed").mkdir()
-    os.utime(store.root / ".unfinished" / "killed", (then, then))
-    (store.root / ".unfinished" / "going on").mkdir()
-    removed = {path.name: reason for path, reason in prune(store, 30, pytest.fail)}
-    assert removed == {
-        old.folder.name: "not used for 31 days",
-        damaged.folder.name: "program has 3 of its 14 bytes",
-        "killed": "left by a build that was ended",
-    }
-    assert store.folders() == [young.folder]
-    assert [path.name for path in store.unfinished()] == ["going on"]
-
-
-OTHERS = (
-    "photos/2024/one.jpg",
-    "photos/holiday-0123456789abcdef/one.jpg",
-    "builds/golden-0123456789abcdef/golden.npz",
-    "results/cpu/tiny.jsonl",
-    "cpu/photos/one.jpg",
-)
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_nothing_is_touched_that_is_no_engine(tmp_path: Path, beside: bool) -> None:
-    for path in (tmp_path / name for name in OTHERS):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    store = EngineStore(tmp_path)
-    expected = [(put(store, recipe()).folder, "not used for 0 days")] if beside else []
-    assert [each.folder for each in map(verify, listed(store))] == [folder for folder, _ in expected]
-    assert prune(store, 0, pytest.fail) == expected
-    assert all((tmp_path / name).exists() for name in OTHERS)
-    hidden = sorted(path.name for path in tmp_path.glob(".*"))
-    assert hidden == ([".locks", ".unfinished"] if beside else [])
-
-
-def test_what_others_have_put_into_an_engines_place_is_left_and_named(store: EngineStore) -> None:
-    holiday = store.root / "cpu" / "holiday-0123456789abcdef"
-    holiday.mkdir(parents=True)
-    (holiday / "one.jpg").touch()
-    annotated = put(store, recipe()).folder
-    (annotated / "notes.txt").touch()
-    os.utime(annotated, (0, 0))
-    warnings: list[str] = []
-    assert prune(store, 30, warnings.append) == []
-    assert [line.partition(" is not removed: ")[::2] for line in warnings] == [
-        (str(holiday), "it has no manifest; remove it yourself if it is an engine"),
-        (str(annotated), "notes.txt in it is of no engine; remove it yourself if it is an engine"),
-    ]
-
-
-def test_an_engine_that_is_found_counts_as_used(store: EngineStore) -> None:
-    engine = put(store, recipe())
-    os.utime(engine.folder, (0, 0))
-    assert store.find(recipe()) is not None
-    assert prune(store, 30, pytest.fail) == []
-
-
-def test_verify_looks_for_code_where_there_has_to_be_some(store: EngineStore) -> None:
-    put(store, recipe("iree", "h100"), b".target sm_89\n")
-    put(store, recipe("iree", "a100"), b".target sm_89\n")
-    put(store, recipe("onnxruntime", "a100"), b"no code")
-    found = [(each.folder, each.fault) for each in map(verify, listed(store))]
-    faults = {(folder.parent.name, folder.name.split("-")[0]): fault for folder, fault in found}
-    assert faults["h100", "iree"] is None
-    assert faults["a100", "onnxruntime"] is None
-    assert "PTX sm_89, which sm_80 does not run" in str(faults["a100", "iree"])
-
-
-def test_engines_are_named_by_how_their_key_begins(store: EngineStore) -> None:
-    keys = {put(store, recipe(dtype=each)).key for each in ("float32", "bfloat16")}
-    for key in keys:
-        assert [each.key for each in listed(store, [key[:6]])] == [key]
-    with pytest.raises(UserError, match="no engine"):
-        listed(store, ["zz"])
-
-
 def test_targets_are_read_with_the_nearest_name() -> None:
     assert read_targets("h100, A100,h100") == ("h100", "a100")
     with pytest.raises(UserError, match="did you mean 'h100'"):
@@ -303,9 +212,3 @@ def test_versions_that_differ_are_named(tmp_path: Path) -> None:
     before = digest_folder(tmp_path)
     (tmp_path / "data").write_text("two")
     assert digest_folder(tmp_path) != before
-
-
-def test_prune_makes_no_store_where_a_named_one_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no"):
-        prune(EngineStore(tmp_path / "typo"), 30, pytest.fail)
-    assert not (tmp_path / "typo").exists()

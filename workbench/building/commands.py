@@ -97,10 +97,13 @@ def show(
     key: Annotated[str, typer.Argument(help="A key, or how it begins.")], engines: options.Engines = None
 ) -> None:
     """Print all that an engine says of itself, as JSON."""
+    from rich.console import Console
+
     from workbench.building import engines as store
     from workbench.building.store import EngineStore
+    from workbench.progress import Progress
 
-    store.show(EngineStore(engines), key)
+    store.show(EngineStore(engines), key, Progress(Console(stderr=True)).warn)
 
 
 @engines.command()

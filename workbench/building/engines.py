@@ -51,6 +51,8 @@ def listed(store: EngineStore, keys: Sequence[str] | None = None) -> list[Listed
     if not keys:
         return found
     for key in keys:
+        if not key:
+            raise UserError("an empty key is that of no engine: `engines` lists those there")
         if not any(each.key.startswith(key) for each in found):
             raise UserError(f"no engine in {store.root} has the key {key!r}: `engines` lists those there")
     return [each for each in found if each.key.startswith(tuple(keys))]
@@ -111,13 +113,18 @@ def prune(store: EngineStore, days: float, warn: Callable[[str], None]) -> list[
     return removed
 
 
-def show(store: EngineStore, key: str) -> None:
-    """Print all that an engine says of itself; of several whose keys begin so, a list."""
-    found = []
+def show(store: EngineStore, key: str, warn: Callable[[str], None]) -> None:
+    """Print all that an engine says of itself; of several whose keys begin so, a list of the sound ones."""
+    found, damaged = [], []
     for each in listed(store, [key]):
         if each.manifest is None:
-            raise UserError(f"{each.folder} is damaged: {each.fault}; the next `build` replaces it")
-        found.append({"key": each.key, "path": str(each.folder), **asdict(each.manifest)})
+            damaged.append(f"{each.folder} is damaged: {each.fault}; the next `build` replaces it")
+        else:
+            found.append({"key": each.key, "path": str(each.folder), **asdict(each.manifest)})
+    if not found:
+        raise UserError("; ".join(damaged))
+    for line in damaged:
+        warn(line)
     print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
 
 
