@@ -9,18 +9,20 @@ import pytest
 
 from backends.contract import Probe, Unsupported
 from models.config import PRESETS
+from tests.plugins.workbench_keeper import Keeper
 from tests.unit.builders import record
 from tests.unit.engines import CPU, SHAPES, put, recipe, spoil
 from tests.unit.test_rows import evidence, result
 from workbench.building import pickup
-from workbench.building.manifest import read_manifest
+from workbench.building.manifest import MANIFEST, Damaged, read_manifest
 from workbench.building.pickup import pick_up
 from workbench.building.questions import Answer
 from workbench.building.recipe import ON_DEVICE, UNTUNED
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
-from workbench.building.work import name_form, refuse_mismatch
+from workbench.building.work import name_form, open_engine, refuse_mismatch
 from workbench.contestants import Contestant
+from workbench.events import classify
 from workbench.exports import flat_numbers
 from workbench.job import RowResult
 from workbench.machine import Device
@@ -155,6 +157,20 @@ def test_an_engine_with_code_for_another_host_is_refused(call: Call) -> None:
     other = replace(engine.manifest, code=("sm_90", foreign))
     with pytest.raises(Unsupported, match=r"was built on \w+, and this is"):
         refuse_mismatch(other, engine.folder, aim("h100", "float32", None), HERE)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("program", "program is not as it was written"), (MANIFEST, "its manifest is")]
+)
+def test_a_worker_refuses_an_engine_that_was_damaged_meanwhile(tmp_path: Path, name: str, words: str) -> None:
+    folder = put(EngineStore(tmp_path), recipe("keeper", "cpu", {"keeper": "1.0"})).folder
+    spoil(folder / name)
+    with pytest.raises(Damaged) as refusal:
+        open_engine(Keeper(), folder, PRESETS["tiny"], SHAPES, aim("cpu", "float32", CPU), {})
+    status, reason = classify(refusal.value, "build")
+    assert status == "build_failed"
+    assert reason.startswith(f"Damaged: {folder}: {words}")
+    assert reason.endswith("; `build` makes it anew")
 
 
 ENGINE = {"key": "k", "target": "h100", "code": ["sm_90a"], "untuned": True, "built": "then", "build_s": 9.0}

@@ -14,7 +14,7 @@ from backends import registry
 from backends.contract import Artefact, Backend, Keeper, Shapes, Sharer, Target, Tuner, Unsupported
 from models.config import DecoderConfig
 from workbench.building.machine_code import HOSTS, inspect
-from workbench.building.manifest import Manifest, read_manifest
+from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
 from workbench.building.recipe import tell_difference
 from workbench.events import Events
 from workbench.job import BuildJob, CompilersJob, Json, TuneJob
@@ -106,11 +106,16 @@ def open_engine(
 ) -> Artefact:
     """Return what an engine's folder holds as the artefact that a build would have returned.
 
-    Raises Unsupported for an engine that the device does not run, or made by other versions than are here.
+    Raises Unsupported for an engine that the device does not run, or made by other versions than are here,
+    and Damaged for one that is not as it was kept, whatever it was when the command began.
     """
     if not isinstance(backend, Keeper):
         raise Unsupported(f"{backend.name} opens no engines")
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+        check_files(manifest, folder)
+    except Damaged as damage:
+        raise Damaged(f"{folder}: {damage}; `build` makes it anew") from damage
     refuse_mismatch(manifest, folder, target, backend.compilers(target, options))
     artefact = Artefact(
         config,
