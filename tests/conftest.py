@@ -9,7 +9,12 @@ import pytest
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-DEVICE = ("test_compare.py", "test_tracking.py", "cli/test_build.py")
+DEVICE = (
+    "test_compare.py",
+    "test_tracking.py",
+    "cli/test_build.py",
+    "test_build_together.py",
+)
 """Their commands measure, and a device is measured by one at a time."""
 CONTESTANT = re.compile(r"\[(.+-(?:cpu|cuda)-b?float\d+)")
 

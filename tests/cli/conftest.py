@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ROOT / "tests" / "plugins"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -40,3 +41,14 @@ def run_in(
     command = [sys.executable, "-m", "workbench", *arguments]
     variables = environment | more
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture
+def keeper(workbench: Run, tmp_path: Path) -> Run:
+    """Return a function that runs a command where the backend `keeper` is installed."""
+    variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGINS}", "KEEPER_LOG": str(tmp_path / "builds")}
+
+    def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        return workbench(*arguments, "--engines", str(tmp_path / "engines"), **(variables | more))
+
+    return run

@@ -3,40 +3,12 @@
 import json
 import os
 import platform
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.conftest import ROOT, Run
-
-PLUGINS = ROOT / "tests" / "plugins"
-SMALL = ("--model", "tiny", "--prompt", "16", "--max-context", "16")
-
-
-def rows_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
-    return rows
-
-
-@pytest.fixture
-def keeper(workbench: Run, tmp_path: Path) -> Run:
-    """Return a function that runs a command where the backend `keeper` is installed."""
-    variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGINS}", "KEEPER_LOG": str(tmp_path / "builds")}
-
-    def run(*arguments: str, **more: str) -> "subprocess.CompletedProcess[str]":
-        return workbench(*arguments, "--engines", str(tmp_path / "engines"), **(variables | more))
-
-    return run
-
-
-def build(run: Run, backends: str, target: str, *arguments: str, **more: str) -> Any:
-    return run("build", "--backends", backends, "--target", target, *SMALL, *arguments, **more)
+from tests.cli.conftest import Run
+from tests.cli.engines import build, rows_of
 
 
 def test_compilers_build_for_gpus_that_are_not_here(workbench: Run) -> None:
@@ -161,43 +133,14 @@ def test_a_damaged_engine_is_told_of_and_built_anew(keeper: Run, tmp_path: Path)
     assert (tmp_path / "builds").read_text() == "sm_80\n" * 2
 
 
-def start(environment: dict[str, str], tmp_path: Path, backend: str, **more: str) -> "subprocess.Popen[str]":
-    arguments = ("build", "--backends", backend, "--target", "a100", *SMALL, "--format", "json")
-    variables = environment | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGINS}",
-        "KEEPER_LOG": str(tmp_path / "builds"),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "workbench", *arguments, "--engines", str(tmp_path / "engines")],
-        env=variables | more,
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell's background job ignores Ctrl-C, and so would what such a job starts.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+def test_a_build_has_a_log_of_its_own(keeper: Run, cache: Path) -> None:
+    (row,) = rows_of(build(keeper, "keeper[fault=exception]", "a100", "--format", "json"))
+    (other,) = rows_of(
+        build(keeper, "keeper[fault=exception]", "a100", "--dtype", "float16", "--format", "json")
     )
-
-
-def test_two_processes_build_an_engine_once(environment: dict[str, str], tmp_path: Path) -> None:
-    both = [start(environment, tmp_path, "keeper", KEEPER_SECONDS="4") for _ in range(2)]
-    rows = [json.loads(process.communicate(timeout=100)[0])[0] for process in both]
-    assert [row["status"] for row in rows] == ["ok", "ok"]
-    assert sorted(row["built"] for row in rows) == [False, True]
-    assert (tmp_path / "builds").read_text() == "sm_80\n"
-
-
-def test_a_build_that_is_stopped_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    process = start(environment, tmp_path, "keeper[fault=hang]")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "builds").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
-    assert said.startswith("stopped; ")
-    assert list((tmp_path / "engines").glob("[!.]*/*")) == []
-    assert list((tmp_path / "engines" / ".unfinished").iterdir()) == []
+    logs = [each["reason"].rpartition("(log: ")[2].rstrip(")") for each in (row, other)]
+    assert len(set(logs)) == 2
+    assert all("the third pass is broken" in Path(log).read_text() for log in logs)
 
 
 @pytest.mark.parametrize(

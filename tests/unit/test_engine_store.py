@@ -142,13 +142,13 @@ def test_nothing_is_there_of_a_build_that_fails(store: EngineStore) -> None:
 
 
 def test_who_waits_for_the_lock_finds_what_the_other_built(store: EngineStore) -> None:
-    builds = []
+    builds, waits = [], []
 
     def build() -> None:
         mine = EngineStore(store.root)
-        with mine.locked(recipe()):
+        with mine.locked(recipe(), lambda: waits.append(1)):
             if mine.find(recipe()) is None:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 builds.append(put(mine, recipe()))
 
     store.prepare()
@@ -158,6 +158,7 @@ def test_who_waits_for_the_lock_finds_what_the_other_built(store: EngineStore) -
     for thread in threads:
         thread.join()
     assert len(builds) == 1
+    assert waits
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -105,7 +106,7 @@ class Builder:
         """Take an engine from the store, or build it where nobody else does; raises Failed."""
         tuning, target = self.find_tuning(order)
         recipe = order.recipe(tuning)
-        with self.store.locked(recipe):
+        with self.store.locked(recipe, partial(self.wait, order)):
             start = time.perf_counter()
             engine, built = self.find(recipe), False
             if engine is None:
@@ -114,6 +115,12 @@ class Builder:
                 engine, built = self.store.open(self.store.folder(recipe)), True
             warm_s = order.answer.asked_s + time.perf_counter() - start
         return Row(order, "ok", engine.manifest.note, engine, built, warm_s)
+
+    def wait(self, order: Order) -> None:
+        """Say whose engine is waited for; raises KeyboardInterrupt once the user has stopped the command."""
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.progress.say(f"waiting for another build of {describe(order)}")
 
     def find(self, recipe: Recipe) -> Engine | None:
         """Return a sound engine of this recipe; a damaged one is told of, and built anew."""
@@ -129,7 +136,7 @@ class Builder:
             folder = work / "engine"
             folder.mkdir()
             job = BuildJob(*order.named, order.config, order.shapes, target, str(folder))
-            result = self.run(order, job, work / "caches").result or {}
+            result = self.run(order, recipe, job, work / "caches").result or {}
             code = inspect(sorted(folder.iterdir()), recipe.architecture)
             if find_keeper(order.named[0]).machine_code and code.fault:
                 raise Failed("build_failed", f"what was built is not for {order.target}: {code.fault}")
@@ -169,7 +176,7 @@ class Builder:
             folder = work / "tuning"
             folder.mkdir()
             job = TuneJob(*order.named, order.config, order.shapes, order.aim, str(folder))
-            self.run(order, job, work / "caches")
+            self.run(order, order.recipe(TUNES_NOTHING), job, work / "caches")
             place = self.tuning_folder(order)
             place.parent.mkdir(exist_ok=True)
             folder.rename(place)
@@ -178,19 +185,22 @@ class Builder:
         """Name where tuning data lie for engines that differ in nothing but their tuning."""
         return self.store.tuning_folder(order.recipe(TUNES_NOTHING).key)
 
-    def run(self, order: Order, job: BuildJob | TuneJob, caches: Path) -> Outcome:
+    def run(self, order: Order, recipe: Recipe, job: BuildJob | TuneJob, caches: Path) -> Outcome:
         """Run a job in the backend's own Python; raises Failed."""
-        shapes = order.shapes
-        name = f"{slug(order.name)}.{order.target}.{shapes.batch}.{shapes.capacity}"
-        self.progress.say(f"{order.name} for {order.target}, batch {shapes.batch}: {job.kind}")
+        self.progress.say(f"{describe(order)}: {job.kind}")
         threads = thread_environment(order.here) if order.here else {}
         outcome = run(
             job,
             python=self.request.python(order.named[0]),
-            log=cache_root() / "logs" / "build" / f"{name}.log",
+            log=cache_root() / "logs" / "build" / f"{slug(order.name)}-{recipe.key}.log",
             environment=compiler_environment(caches) | threads,
             stopped=self.stop.is_set,
         )
         if not outcome.ok:
             raise Failed(outcome.status, outcome.reason)
         return outcome
+
+
+def describe(order: Order) -> str:
+    """Phrase an order for the progress line."""
+    return f"{order.name} for {order.target}, batch {order.shapes.batch}"

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from workbench.building.manifest import (
 from workbench.building.recipe import Recipe
 from workbench.building.targets import TARGETS
 from workbench.caches import cache_root
+from workbench.process import POLL_S
 from workbench.store import slug
 
 UNFINISHED, LOCKS, TUNING = ".unfinished", ".locks", ".tuning"
@@ -100,10 +101,21 @@ class EngineStore:
         return sorted(path for path in found if ENGINE.fullmatch(path.name) and path.is_dir())
 
     @contextmanager
-    def locked(self, recipe: Recipe) -> Iterator[None]:
-        """Wait until nobody else builds this engine, and keep others from it."""
-        with filelock.FileLock(self.root / LOCKS / f"{recipe.key}.lock"):
+    def locked(self, recipe: Recipe, wait: Callable[[], None]) -> Iterator[None]:
+        """Wait until nobody else builds this engine, and keep others from it.
+
+        `wait` is called again and again meanwhile; what it raises ends the waiting.
+        """
+        lock = filelock.FileLock(self.root / LOCKS / f"{recipe.key}.lock")
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=POLL_S)
+            except filelock.Timeout:
+                wait()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
