@@ -13,7 +13,7 @@ DEVICE = (
     "test_compare.py",
     "test_tracking.py",
     "cli/test_build.py",
-    "test_build_together.py",
+    "test_build_tuned.py",
 )
 """Their commands measure, and a device is measured by one at a time."""
 CONTESTANT = re.compile(r"\[(.+-(?:cpu|cuda)-b?float\d+)")

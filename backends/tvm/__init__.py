@@ -128,11 +128,13 @@ class Tvm:
         """Spend the trials on the device and keep the database."""
         prepare()
         from backends.tvm.targets import name_target
-        from backends.tvm.tuning import tune_products
+        from backends.tvm.tuning import DATABASE, tune_products
 
         plan = choose(options, target)
         module = lower(config, shapes, target, plan)
         tune_products(module, name_target(target, plan.stock), plan.trials, folder)
+        if not (folder / DATABASE[-1]).read_text().strip():
+            raise Unsupported("tune= timed no schedule of a product, so there is nothing to keep")
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +34,8 @@ CUDA_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
 LIBRARIES = ("nvidia-cudnn-cu13", "nvidia-cublas")
 """The packages whose kernels run its attention and its prefills: they shape times, and no engine."""
 AUTOTUNED = "autotune_results.txtpb"
+NO_RESULTS = re.compile(rb"\s*(version:\s*\d+)?\s*")
+"""All that XLA writes into it where it has timed nothing."""
 PREFILL_FLAGS = {"xla_gpu_enable_triton_gemm": False}
 """For a GPU: all products of a prefill go to cuBLAS, which takes the residual along; with Triton's in the
 choice XLA leaves the addition apart and is 4 % slower (xla_settings.txt in results/)."""
@@ -134,7 +137,8 @@ class Xla:
         compile_all(
             config, shapes, target, options, {"xla_gpu_dump_autotune_results_to": str(folder / AUTOTUNED)}
         )
-        if not (folder / AUTOTUNED).is_file():
+        kept = folder / AUTOTUNED
+        if not kept.is_file() or NO_RESULTS.fullmatch(kept.read_bytes()):
             raise Unsupported("XLA timed no kernels for this model, so there is nothing to keep")
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:

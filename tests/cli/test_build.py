@@ -127,7 +127,7 @@ def test_a_damaged_engine_is_told_of_and_built_anew(keeper: Run, tmp_path: Path)
     assert verified.returncode == 1
     assert "code has 5 of its 64 bytes" in verified.stdout
     again = build(keeper, "keeper", "a100", "--format", "json")
-    assert "is damaged: code has 5 of its 64 bytes; it is built anew" in again.stderr
+    assert "is damaged: code has 5 of its 64 bytes; it is made anew" in again.stderr
     assert rows_of(again)[0]["built"]
     assert keeper("engines", "verify").returncode == 0
     assert (tmp_path / "builds").read_text() == "sm_80\n" * 2

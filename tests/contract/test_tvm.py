@@ -243,6 +243,9 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     assert not calls
     backend.tune(weights.config, shapes, CPU, options, tmp_path)
     assert calls[0][2:] == (1, tmp_path)
+    (tmp_path / "database_tuning_record.json").write_text("")
+    with pytest.raises(Unsupported, match="there is nothing to keep"):
+        backend.tune(weights.config, shapes, CPU, options, tmp_path)
 
 
 def test_a_product_that_cannot_be_timed_is_refused_in_tvms_words() -> None:

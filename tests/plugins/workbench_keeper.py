@@ -1,4 +1,4 @@
-"""A backend of another distribution whose artefacts can be kept: `keeper[fault=disk]`.
+"""A backend of another distribution whose artefacts can be kept: `keeper[fault=disk]`, `keeper[tune=1]`.
 
 It compiles nothing: a program is the header of an ELF file for the target, as machine code would have it.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
 from backends.null import NullEngine
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -22,7 +22,10 @@ FAULTS = ("none", "disk", "nvcc", "exception", "wrong-gpu", "source", "hang")
 class Keeper:
     name = "keeper"
     machine_code = True
-    options: Mapping[str, Option] = {"fault": Option("what goes wrong", FAULTS)}
+    options: Mapping[str, Option] = {
+        "fault": Option("what goes wrong", FAULTS),
+        "tune": Option("how much it times", ANY_NUMBER),
+    }
 
     def probe(self) -> Probe:
         return Probe(versions={"keeper": version()}, devices=("cpu",), dtypes=("float32",))
@@ -47,7 +50,7 @@ class Keeper:
         time.sleep(float(os.environ.get("KEEPER_SECONDS", "0")))
         architecture = "sm_75" if fault == "wrong-gpu" else target.architecture
         code = b"// CUDA source" if fault == "source" else elf_header(architecture)
-        untuned = target.card is not None
+        untuned = target.card is not None and target.tuning is None
         return Artefact(config, shapes, target, options, "own", "stock", code, untuned=untuned)
 
     def save(self, artefact: Artefact, folder: Path) -> None:
@@ -57,6 +60,21 @@ class Keeper:
 
     def open(self, artefact: Artefact, folder: Path) -> Artefact:
         return replace(artefact, payload=(folder / "code").read_bytes())
+
+    def tunes(self, target: Target, options: Mapping[str, str]) -> bool:
+        return "tune" in options
+
+    def tune(
+        self,
+        config: DecoderConfig,
+        shapes: Shapes,
+        target: Target,
+        options: Mapping[str, str],
+        folder: Path,
+    ) -> None:
+        with Path(os.environ["KEEPER_LOG"]).open("a") as log:
+            log.write("tuned\n")
+        (folder / "choices").write_text("kernel 7")
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         return NullEngine(artefact)

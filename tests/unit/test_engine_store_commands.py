@@ -70,9 +70,10 @@ def test_what_others_have_put_into_an_engines_place_is_left_and_named(store: Eng
     os.utime(annotated, (0, 0))
     warnings: list[str] = []
     assert prune(store, 30, warnings.append) == []
-    assert [line.partition(" is not removed: ")[::2] for line in warnings] == [
-        (str(holiday), "it has no manifest; remove it yourself if it is an engine"),
-        (str(annotated), "notes.txt in it is of no engine; remove it yourself if it is an engine"),
+    cure = "remove it yourself if nothing in it is yours"
+    assert warnings == [
+        f"{holiday} is not removed: it has no manifest; {cure}",
+        f"{annotated} is not removed: notes.txt in it is none of its files; {cure}",
     ]
 
 

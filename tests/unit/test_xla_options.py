@@ -2,14 +2,19 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backends.contract import Target, Unsupported
-from backends.xla import choose_attention, prepare
+from backends import xla
+from backends.contract import Shapes, Target, Unsupported
+from backends.xla import AUTOTUNED, Xla, choose_attention, prepare
+from models.config import PRESETS
 
 CPU = Target("cpu", "float32", "x86_64")
 GPU = Target("cuda:0", "bfloat16", "sm_90")
+RESULTS = 'version: 3\nresults {\n  device: "CUDA: 9.0"\n  hlo: "dot"\n}\n'
 
 
 def test_attention_suits_device_and_data_type() -> None:
@@ -54,3 +59,21 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
     assert os.environ["NPROC"] == "5"
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+
+
+@pytest.mark.parametrize(("kept", "timed"), [(None, False), ("version: 3\n", False), (RESULTS, True)])
+def test_what_xla_did_not_time_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: str | None, timed: bool
+) -> None:
+    def compile_all(*arguments: Any) -> None:
+        if kept is not None:
+            Path(arguments[-1]["xla_gpu_dump_autotune_results_to"]).write_text(kept)
+
+    monkeypatch.setattr(xla, "compile_all", compile_all)
+    work = (PRESETS["tiny"], Shapes(1, (4,), 23), GPU, {}, tmp_path)
+    if timed:
+        Xla().tune(*work)
+        assert (tmp_path / AUTOTUNED).read_text() == kept
+    else:
+        with pytest.raises(Unsupported, match="there is nothing to keep"):
+            Xla().tune(*work)

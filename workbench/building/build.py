@@ -14,7 +14,7 @@ from backends.contract import Target
 from models.errors import UserError
 from workbench import __version__, units
 from workbench.building.machine_code import inspect
-from workbench.building.manifest import Damaged, Manifest, seal_files
+from workbench.building.manifest import ENGINE, TUNING_DATA, Damaged, Manifest, seal_files
 from workbench.building.orders import Order, place_orders
 from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED, Recipe, digest_folder
 from workbench.building.request import BuildRequest
@@ -122,12 +122,12 @@ class Builder:
             raise KeyboardInterrupt
         self.progress.say(f"waiting for another build of {describe(order)}")
 
-    def find(self, recipe: Recipe) -> Engine | None:
-        """Return a sound engine of this recipe; a damaged one is told of, and built anew."""
+    def find(self, recipe: Recipe, kind: str = ENGINE) -> Engine | None:
+        """Return a sound engine of this recipe, or tuning data; what is damaged is told of, and made anew."""
         try:
-            return self.store.find(recipe)
+            return self.store.find(recipe, kind)
         except Damaged as damage:
-            self.progress.warn(f"{self.store.folder(recipe)} is damaged: {damage}; it is built anew")
+            self.progress.warn(f"{self.store.folder(recipe, kind)} is damaged: {damage}; it is made anew")
             return None
 
     def build(self, order: Order, recipe: Recipe, target: Target) -> None:
@@ -156,34 +156,71 @@ class Builder:
             self.store.commit(manifest, folder)
 
     def find_tuning(self, order: Order) -> tuple[str, Target]:
-        """Return where a backend's choices among kernels come from, and the target with the data if any."""
+        """Return where a backend's choices among kernels come from, and the target with the data if any.
+
+        Raises Failed for damaged data: an engine built without them would not be what was asked for.
+        """
         if not order.chooser:
             return TUNES_NOTHING, order.aim
-        if order.here is not None:
-            return ON_DEVICE, order.aim
-        folder = self.tuning_folder(order)
-        if not folder.is_dir():
-            return UNTUNED, order.aim
-        return digest_folder(folder), replace(order.aim, tuning=str(folder))
+        if order.tuner:
+            recipe = order.recipe(TUNES_NOTHING)
+            try:
+                found = self.store.find(recipe, TUNING_DATA)
+            except Damaged as damage:
+                line = f"tuning data {self.store.folder(recipe, TUNING_DATA)} are damaged: {damage}"
+                cure = f"`build --tune` where there is a {order.target}, or remove that folder"
+                raise Failed("build_failed", f"{line}; {cure}") from damage
+            if found is not None:
+                return digest_folder(found.folder), replace(order.aim, tuning=str(found.folder))
+        return UNTUNED if order.here is None else ON_DEVICE, order.aim
 
     def tune(self, order: Order) -> None:
-        """Write tuning data of the device, which must be here, for builds elsewhere; raises Failed."""
-        if not order.tuner or self.tuning_folder(order).is_dir():
+        """Write tuning data of the device, which must be here, unless they are there; raises Failed.
+
+        A backend that finds nothing to time is told of: its engine lacks nothing.
+        """
+        if not order.tuner:
             return
+        recipe = order.recipe(TUNES_NOTHING)
         if order.here is None:
+            if self.store.folder(recipe, TUNING_DATA).is_dir():
+                return  # checked where they are read
             raise Failed("unsupported", f"--tune needs the GPU itself: there is no {order.target} here")
+        with self.store.locked(recipe, partial(self.wait, order)):
+            if self.find(recipe, TUNING_DATA) is not None:
+                return
+            try:
+                self.search(order, recipe)
+            except Failed as failure:
+                if failure.status != "unsupported":
+                    raise
+                self.progress.warn(f"--tune kept nothing for {describe(order)}: {failure.reason}")
+
+    def search(self, order: Order, recipe: Recipe) -> None:
+        """Let a backend time in a worker with empty caches and keep what it chose; raises Failed, OSError."""
         with self.store.workspace() as work:
             folder = work / "tuning"
             folder.mkdir()
             job = TuneJob(*order.named, order.config, order.shapes, order.aim, str(folder))
-            self.run(order, order.recipe(TUNES_NOTHING), job, work / "caches")
-            place = self.tuning_folder(order)
-            place.parent.mkdir(exist_ok=True)
-            folder.rename(place)
-
-    def tuning_folder(self, order: Order) -> Path:
-        """Name where tuning data lie for engines that differ in nothing but their tuning."""
-        return self.store.tuning_folder(order.recipe(TUNES_NOTHING).key)
+            start = time.perf_counter()
+            self.run(order, recipe, job, work / "caches")
+            if not (files := seal_files(folder)):
+                raise Failed("unsupported", f"{order.name} timed nothing")
+            manifest = Manifest(
+                recipe=recipe,
+                model=order.model,
+                definition="",
+                provenance="",
+                untuned=False,
+                code=(),
+                way=None,
+                build_s=time.perf_counter() - start,
+                created=units.moment(),
+                workbench=__version__,
+                files=files,
+                kind=TUNING_DATA,
+            )
+            self.store.commit(manifest, folder)
 
     def run(self, order: Order, recipe: Recipe, job: BuildJob | TuneJob, caches: Path) -> Outcome:
         """Run a job in the backend's own Python; raises Failed."""

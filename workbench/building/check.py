@@ -66,7 +66,7 @@ def check(request: Request, keys: Sequence[str] | None) -> list[Checked]:
     store = EngineStore(request.engines)
     device = describe(resolve_device(request.device))
     with Progress(Console(stderr=True)) as progress, DeviceLock(device, LOCKS):
-        engines = listed(store, keys)
+        engines = listed(store, keys, tuning=False)
         progress.expect(len(engines), 30.0)
         found = []
         for each in map(verify, engines):

@@ -85,7 +85,7 @@ def main(context: typer.Context) -> None:
 
 @engines.command("list")
 def list_engines(engines: options.Engines = None, format: options.Listing = options.ListFormat.table) -> None:
-    """List every engine: for what it is, its code, versions, size and age."""
+    """List every engine, and tuning data: for what it is, its code, versions, size and age."""
     from workbench.building.engines import listed, write
     from workbench.building.store import EngineStore
 
@@ -110,9 +110,9 @@ def show(
 def verify(
     keys: Keys = None, engines: options.Engines = None, format: options.Listing = options.ListFormat.table
 ) -> None:
-    """Check every byte of engines, and that their machine code is for their target.
+    """Check every byte of engines and of tuning data, and that machine code is for its target.
 
-    Exit code 1 if one is not sound: the next build replaces it.
+    Exit code 1 if one is not sound: the next build, of tuning data the next with --tune, replaces it.
     """
     from workbench.building import engines as store
     from workbench.building.store import EngineStore
@@ -152,7 +152,7 @@ def prune(
     days: Annotated[float, typer.Option(min=0, help="Keep what was used in so many days.")] = 30.0,
     engines: options.Engines = None,
 ) -> None:
-    """Remove engines that are damaged or have not been used for long, and what killed builds have left."""
+    """Remove engines and tuning data that are damaged or not used for long, and what killed builds left."""
     from rich.console import Console
 
     from workbench.building import engines as store

@@ -13,15 +13,22 @@ from backends.contract import Keeper
 from models.errors import UserError
 from workbench import units
 from workbench.building.machine_code import inspect
-from workbench.building.manifest import MANIFEST, Damaged, Manifest, check_files, read_manifest
-from workbench.building.store import EngineStore
+from workbench.building.manifest import (
+    ENGINE,
+    MANIFEST,
+    Damaged,
+    Manifest,
+    check_files,
+    read_manifest,
+)
+from workbench.building.store import TUNING, EngineStore
 from workbench.job import Json
 from workbench.report import foldable, stdout
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A folder of the store, with what it says of itself."""
+    """An engine's folder in the store or one of tuning data, with what it says of itself."""
 
     folder: Path
     manifest: Manifest | None
@@ -40,10 +47,13 @@ class Listed:
         return datetime.fromtimestamp(self.folder.stat().st_mtime, UTC)
 
 
-def listed(store: EngineStore, keys: Sequence[str] | None = None) -> list[Listed]:
-    """Read the manifests of all engines, or of those named; raises UserError for a key that is not there."""
+def listed(store: EngineStore, keys: Sequence[str] | None = None, tuning: bool = True) -> list[Listed]:
+    """Read the manifests of all engines, or of those named, and with `tuning` of tuning data, too.
+
+    Raises UserError for a key that is not there.
+    """
     found = []
-    for folder in store.folders():
+    for folder in store.folders() + (store.tuning_folders() if tuning else []):
         try:
             found.append(Listed(folder, read_manifest(folder)))
         except Damaged as damage:
@@ -59,13 +69,15 @@ def listed(store: EngineStore, keys: Sequence[str] | None = None) -> list[Listed
 
 
 def verify(engine: Listed) -> Listed:
-    """Check every byte of an engine and which device its code is for."""
+    """Check every byte of an engine or of tuning data, and which device an engine's code is for."""
     if engine.manifest is None:
         return engine
     try:
         check_files(engine.manifest, engine.folder)
     except Damaged as damage:
         return Listed(engine.folder, engine.manifest, str(damage))
+    if engine.manifest.kind != ENGINE:
+        return engine
     recipe = engine.manifest.recipe
     code = inspect([engine.folder / name for name in engine.manifest.files], recipe.architecture)
     wanted = has_machine_code(recipe.backend)
@@ -87,7 +99,7 @@ def foreign(each: Listed) -> str | None:
     if MANIFEST not in names:
         return "it has no manifest"
     others = names - {MANIFEST, *each.manifest.files} if each.manifest else None
-    return f"{min(others)} in it is of no engine" if others else None
+    return f"{min(others)} in it is none of its files" if others else None
 
 
 def prune(store: EngineStore, days: float, warn: Callable[[str], None]) -> list[tuple[Path, str]]:
@@ -101,7 +113,7 @@ def prune(store: EngineStore, days: float, warn: Callable[[str], None]) -> list[
         idle_days = (now - each.used.timestamp()) / 86400
         reason = each.fault or (f"not used for {idle_days:.0f} days" if idle_days > days else None)
         if reason and (obstacle := foreign(each)):
-            warn(f"{each.folder} is not removed: {obstacle}; remove it yourself if it is an engine")
+            warn(f"{each.folder} is not removed: {obstacle}; remove it yourself if nothing in it is yours")
         elif reason:
             store.remove(each.folder)
             removed.append((each.folder, reason))
@@ -118,7 +130,8 @@ def show(store: EngineStore, key: str, warn: Callable[[str], None]) -> None:
     found, damaged = [], []
     for each in listed(store, [key]):
         if each.manifest is None:
-            damaged.append(f"{each.folder} is damaged: {each.fault}; the next `build` replaces it")
+            command = "build --tune" if each.folder.parent.name == TUNING else "build"
+            damaged.append(f"{each.folder} is damaged: {each.fault}; the next `{command}` replaces it")
         else:
             found.append({"key": each.key, "path": str(each.folder), **asdict(each.manifest)})
     if not found:

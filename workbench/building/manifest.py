@@ -1,6 +1,7 @@
 """What an engine in the store says of itself: its recipe, how it was built, and a checksum of each file.
 
-The manifest has a checksum of its own, so that a damaged one is never believed.
+Tuning data say the same of themselves. The manifest has a checksum of its own, so that a damaged one is
+never believed.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from workbench.building.recipe import Recipe
 from workbench.job import Json
 
 MANIFEST = "manifest.json"
+ENGINE, TUNING_DATA = "engine", "tuning data"
 SCHEMA = 1
 
 
@@ -22,7 +24,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """One engine of the store."""
+    """One engine of the store, or the tuning data for some."""
 
     recipe: Recipe
     model: str
@@ -36,18 +38,21 @@ class Manifest:
     way: str | None
     """By which other code than its own the target runs it, `by PTX sm_89`."""
     build_s: float
-    """Seconds from `build()` until all was saved, with empty caches."""
+    """Seconds from `build()` until all was saved, with empty caches; those of tuning for tuning data."""
     created: str
     """ISO 8601 in UTC."""
     workbench: str
     files: dict[str, Json]
     """`bytes` and `sha256` of each."""
+    kind: str = ENGINE
+    """`engine` or `tuning data`."""
     schema: int = SCHEMA
 
     @property
     def note(self) -> str | None:
-        """Say what is special about it: the way its code gets to the device, and that it is untuned."""
-        return ", ".join([*([self.way] if self.way else []), *(["untuned"] if self.untuned else [])]) or None
+        """Say what is special about it: no engine, the way its code gets to the device, or untuned."""
+        kind = self.kind if self.kind != ENGINE else None
+        return ", ".join(filter(None, (kind, self.way, "untuned" if self.untuned else None))) or None
 
     @property
     def size_bytes(self) -> int:

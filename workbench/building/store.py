@@ -1,4 +1,7 @@
-"""The engine store: a folder an engine, `TARGET/BACKEND-KEY`, whole or not there at all."""
+"""The engine store: a folder an engine, `TARGET/BACKEND-KEY`, whole or not there at all.
+
+So are tuning data, `.tuning/KEY`: one folder for all engines that differ in nothing but their tuning.
+"""
 
 import os
 import re
@@ -12,6 +15,8 @@ import filelock
 
 from models.errors import UserError
 from workbench.building.manifest import (
+    ENGINE,
+    TUNING_DATA,
     Manifest,
     check_files,
     read_manifest,
@@ -24,13 +29,13 @@ from workbench.process import POLL_S
 from workbench.store import slug
 
 UNFINISHED, LOCKS, TUNING = ".unfinished", ".locks", ".tuning"
-ENGINE = re.compile(r".+-[0-9a-f]{16}")
-"""How the folder of an engine is named, below its target. All else that lies in a store is not its own."""
+ENGINE_FOLDER, TUNING_FOLDER = re.compile(r".+-[0-9a-f]{16}"), re.compile(r"[0-9a-f]{16}")
+"""How folders of engines, below their target, and of tuning data are named. All else is not the store's."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that is in the store."""
+    """An engine that is in the store, or tuning data."""
 
     folder: Path
     manifest: Manifest
@@ -67,13 +72,15 @@ class EngineStore:
                 "make it writable, or name another folder with --engines"
             ) from error
 
-    def folder(self, recipe: Recipe) -> Path:
-        """Name an engine's folder."""
+    def folder(self, recipe: Recipe, kind: str = ENGINE) -> Path:
+        """Name an engine's folder, or that of tuning data."""
+        if kind == TUNING_DATA:
+            return self.root / TUNING / recipe.key
         return self.root / recipe.target / f"{slug(recipe.name)}-{recipe.key}"
 
-    def find(self, recipe: Recipe) -> Engine | None:
-        """Return the engine of a recipe, every byte checked; raises Damaged."""
-        folder = self.folder(recipe)
+    def find(self, recipe: Recipe, kind: str = ENGINE) -> Engine | None:
+        """Return the engine of a recipe, or the tuning data, every byte checked; raises Damaged."""
+        folder = self.folder(recipe, kind)
         return self.open(folder) if folder.is_dir() else None
 
     def open(self, folder: Path) -> Engine:
@@ -97,12 +104,19 @@ class EngineStore:
         """
         if self.named and not self.root.is_dir():
             raise UserError(f"--engines {self.root}: there is no such folder; `build` makes it")
-        found = [path for target in TARGETS for path in (self.root / target).glob("*")]
-        return sorted(path for path in found if ENGINE.fullmatch(path.name) and path.is_dir())
+        return [path for target in sorted(TARGETS) for path in self._named(target, ENGINE_FOLDER)]
+
+    def tuning_folders(self) -> list[Path]:
+        """List the folders of all tuning data, damaged ones too."""
+        return self._named(TUNING, TUNING_FOLDER)
+
+    def _named(self, name: str, pattern: re.Pattern[str]) -> list[Path]:
+        found = (self.root / name).glob("*")
+        return sorted(path for path in found if pattern.fullmatch(path.name) and path.is_dir())
 
     @contextmanager
     def locked(self, recipe: Recipe, wait: Callable[[], None]) -> Iterator[None]:
-        """Wait until nobody else builds this engine, and keep others from it.
+        """Wait until nobody else builds this engine or makes its tuning data, and keep others from it.
 
         `wait` is called again and again meanwhile; what it raises ends the waiting.
         """
@@ -126,7 +140,7 @@ class EngineStore:
     def commit(self, manifest: Manifest, built: Path) -> Engine:
         """Move what was built to its place at once, instead of whatever was there; raises OSError."""
         write_manifest(manifest, built)
-        folder = self.folder(manifest.recipe)
+        folder = self.folder(manifest.recipe, manifest.kind)
         folder.parent.mkdir(exist_ok=True)
         self.remove(folder)
         built.rename(folder)
@@ -138,10 +152,6 @@ class EngineStore:
             self.prepare()
             with self.workspace() as grave:
                 folder.rename(grave / folder.name)
-
-    def tuning_folder(self, key: str) -> Path:
-        """Name where tuning data lie for all engines that differ in nothing but their tuning."""
-        return self.root / TUNING / key
 
     def unfinished(self) -> list[Path]:
         """List what builds that were killed have left, and those that are going on."""

@@ -1,0 +1,43 @@
+"""`build --tune` where the device is, and what becomes of the data that it keeps."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.cli.conftest import Run
+from tests.cli.engines import build, rows_of
+
+TUNED = ("keeper[tune=1]", "cpu", "--format", "json")
+
+
+def one_row(run: Run, *arguments: str) -> dict[str, Any]:
+    (row,) = rows_of(build(run, *TUNED, *arguments))
+    return row
+
+
+def test_the_device_is_searched_once_for_all_builds(keeper: Run, tmp_path: Path) -> None:
+    rows = [one_row(keeper, *arguments) for arguments in (("--tune",), (), ("--tune",))]
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert len({row["key"] for row in rows}) == 1
+    assert [row["built"] for row in rows] == [True, False, False]
+    shown = json.loads(keeper("engines", "show", rows[0]["key"]).stdout)
+    assert shown["recipe"]["tuning"] not in ("device", "none", "")
+    assert (tmp_path / "builds").read_text().splitlines().count("tuned") == 1
+
+
+def test_damaged_tuning_data_are_a_reason_and_go(keeper: Run, tmp_path: Path) -> None:
+    one_row(keeper, "--tune")
+    (data,) = (tmp_path / "engines" / ".tuning").iterdir()
+    listed = keeper("engines", "list")
+    assert data.name in listed.stdout
+    assert "tuning data" in listed.stdout
+    os.truncate(data / "choices", 0)
+    row = one_row(keeper)
+    assert row["status"] == "build_failed"
+    assert f"tuning data {data} are damaged: choices has 0 of its 8 bytes" in row["reason"]
+    verified = keeper("engines", "verify")
+    assert verified.returncode == 1
+    assert "damaged: choices has 0 of its 8 bytes" in verified.stdout
+    assert f"removed {data}: choices has 0" in keeper("engines", "prune").stdout
+    assert one_row(keeper)["status"] == "ok"
