@@ -41,3 +41,11 @@ def test_damaged_tuning_data_are_a_reason_and_go(keeper: Run, tmp_path: Path) ->
     assert "damaged: choices has 0 of its 8 bytes" in verified.stdout
     assert f"removed {data}: choices has 0" in keeper("engines", "prune").stdout
     assert one_row(keeper)["status"] == "ok"
+
+
+def test_it_is_said_by_which_backends_nothing_is_timed_and_they_are_built(keeper: Run) -> None:
+    done = build(keeper, "xla,keeper,keeper[tune=1]", "cpu", "--tune", "--format", "json")
+    words = "--tune times nothing by xla for cpu, keeper for cpu (keeper[tune=N] does)"
+    assert done.stderr == f"Warning: {words}\n"
+    assert [row["status"] for row in rows_of(done)] == ["ok"] * 3
+    assert build(keeper, *TUNED, "--tune").stderr == ""

@@ -22,6 +22,7 @@ from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED
 from workbench.building.request import BuildRequest
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
+from workbench.building.untimed import tell_untimed
 from workbench.job import BuildJob, TuneJob
 from workbench.machine import Device
 from workbench.process import Outcome
@@ -214,3 +215,18 @@ def test_tuning_data_in_anothers_place_are_damage(machine: Machine) -> None:
     machine.tuning.rename(foreign)
     (fault,) = (each.fault for each in listed(machine.store) if each.folder == foreign)
     assert "place of another" in str(fault)
+
+
+def test_backends_that_time_nothing_are_named_with_the_option_that_does() -> None:
+    def ordered(name: str, here: Device | None = H100, **options: str) -> Order:
+        return replace(order(here), named=(name, options), aim=aim("h100", "float32", here))
+
+    assert tell_untimed([ordered("xla"), ordered("tvm", tune="8")]) is None
+    assert tell_untimed([ordered("iree", None), ordered("iree", None), ordered("xla", None)]) == (
+        "--tune times nothing by iree for h100"
+    )
+    assert tell_untimed([ordered("tvm"), ordered("compile")]) == (
+        "--tune times nothing by tvm for h100 (tvm[tune=N] does), compile for h100 (each build of it does)"
+    )
+    refused = replace(ordered("iree"), answer=Answer(None, "missing", "it is not installed"))
+    assert tell_untimed([refused]) is None

@@ -19,6 +19,7 @@ from workbench.building.orders import Order, place_orders
 from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED, Recipe, digest_folder
 from workbench.building.request import BuildRequest
 from workbench.building.store import Engine, EngineStore
+from workbench.building.untimed import tell_untimed
 from workbench.building.work import find_keeper
 from workbench.caches import LOCKS, cache_root, compiler_environment
 from workbench.job import BuildJob, TuneJob
@@ -64,6 +65,8 @@ def build(request: BuildRequest) -> list[Row]:
         store.prepare()
         progress.say("asking the backends for their versions")
         orders = place_orders(request)
+        if request.tune and (untimed := tell_untimed(orders)):
+            progress.warn(untimed)
         # What times kernels, or runs on a GPU at all, must not share the device with a measurement.
         timing = any(order.chooser and order.here for order in orders)
         for device in {each.here for each in orders if each.here and (each.here.is_gpu or each.chooser)}:
