@@ -173,15 +173,25 @@ def test_two_that_tune_at_once_search_once(machine: Machine) -> None:
 
 def test_who_waits_says_for_whom_and_ends_when_told(machine: Machine) -> None:
     builder = machine.builder(tune=False)
+    (task,) = builder.progress.bar.tasks
+    ends: list[BaseException] = []
+
+    def fill() -> None:
+        try:
+            builder.fill_one(order())
+        except KeyboardInterrupt as end:
+            ends.append(end)
+
     with machine.store.locked(order().recipe(ON_DEVICE), pytest.fail):
-        thread = threading.Thread(target=pytest.raises, args=(KeyboardInterrupt, builder.fill_one, order()))
+        thread = threading.Thread(target=fill)
         thread.start()
-        time.sleep(1)
-        (task,) = builder.progress.bar.tasks
+        deadline = time.monotonic() + 10
+        while task.description == "starting" and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert task.description == "waiting for another build of xla for h100, batch 1"
         builder.stop.set()
-        thread.join(5)
-        assert not thread.is_alive()
+        thread.join(10)
+        assert len(ends) == 1
     assert machine.jobs == []
 
 

@@ -138,7 +138,7 @@ class EngineStore:
             yield Path(folder)
 
     def commit(self, manifest: Manifest, built: Path) -> Engine:
-        """Move what was built to its place at once, instead of whatever was there; raises OSError."""
+        """Move what was built to its place at once, whatever was there; raises OSError, UserError."""
         write_manifest(manifest, built)
         folder = self.folder(manifest.recipe, manifest.kind)
         folder.parent.mkdir(exist_ok=True)
