@@ -39,8 +39,7 @@ ALL_COLUMNS = 8192
 """Vocabularies up to here keep mutants at every column."""
 SOME_COLUMNS = 4096
 """Columns that larger vocabularies keep: the projection needs inner products only."""
-CHUNK_POSITIONS = 64
-"""Positions whose logits are computed at a time."""
+CHUNK_POSITIONS = 64  # whose logits are computed at a time
 FLOAT32_FLOOR = 2.0**-18
 """Least error, relative to the logits, that float32 rows are measured by: golden rounds in float32 itself,
 and a plain loop over products rounds several times more than torch's blocked one. TF32 is far beyond it."""
