@@ -14,12 +14,12 @@ def write(rows: Sequence[Row], as_json: bool) -> None:
     if as_json:
         print(json.dumps([flatten(row) for row in rows], indent=1))
         return
-    table = foldable(("backend", "target", "engine", "status", "cold", "warm", "size"))
+    table = foldable(("backend", "target", "engine", "status", "cold", "warm", "size", "path"))
     for row in rows:
         table.add_row(*cells(row), style="" if row.engine else "red")
     console = stdout()
     console.print(table)
-    for line in [*places(rows), *notes(rows)]:  # each in one piece, to be copied
+    for line in notes(rows):
         console.print(line, soft_wrap=True)
 
 
@@ -50,9 +50,9 @@ def flatten(row: Row) -> Json:
 def cells(row: Row) -> tuple[str, ...]:
     """Write a row in the order of the columns; the cold time of an engine found is from when it was built."""
     engine, order = row.engine, row.order
-    what = f"{order.model} {order.aim.dtype} {sizes(row)}"
+    what = f"{order.model} {order.aim.dtype} b{order.shapes.batch} c{order.shapes.capacity}"
     if engine is None or row.warm_s is None:
-        return (order.name, order.target, what, row.status, "-", "-", "-")
+        return (order.name, order.target, what, row.status, "-", "-", "-", "-")
     return (
         order.name,
         order.target,
@@ -61,21 +61,8 @@ def cells(row: Row) -> tuple[str, ...]:
         units.seconds(engine.manifest.build_s),
         units.seconds(row.warm_s),
         units.size(engine.manifest.size_bytes),
+        str(engine.folder),
     )
-
-
-def sizes(row: Row) -> str:
-    """Name the shapes of an engine."""
-    return f"b{row.order.shapes.batch} c{row.order.shapes.capacity}"
-
-
-def places(rows: Sequence[Row]) -> list[str]:
-    """Say where each engine lies."""
-    return [
-        f"{row.order.name} for {row.order.target} {sizes(row)}: {row.engine.folder}"
-        for row in rows
-        if row.engine
-    ]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
