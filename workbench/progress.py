@@ -1,5 +1,7 @@
 """What the user sees while work goes on: one line on stderr with the time left, none off a terminal."""
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import (
     MofNCompleteColumn,
@@ -37,6 +39,11 @@ class TimeLeft(ProgressColumn):
         return Text(f"about {units.duration(max(left, LEAST_S))} left")
 
 
+def weights(total_s: float, next_s: float) -> dict[str, Any]:
+    """Return what a count begins with: the guessed seconds of all pieces, and of the next ones."""
+    return {"total_s": total_s, "next_s": next_s, "done_s": 0.0, "last_s": 0.0}
+
+
 class Progress:
     """Progress of one command."""
 
@@ -53,7 +60,7 @@ class Progress:
             refresh_per_second=REFRESHES_PER_S,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("starting", total=None)
+        self.task = self.bar.add_task("starting", total=None, **weights(0.0, 0.0))
 
     def __enter__(self) -> "Progress":
         """Show the line."""
@@ -70,9 +77,7 @@ class Progress:
 
     def expect(self, total: int, guess_s: float) -> None:
         """Start to count `total` pieces, of `guess_s` seconds each on average."""
-        self.bar.reset(
-            self.task, total=total, total_s=total * guess_s, done_s=0.0, last_s=0.0, next_s=guess_s
-        )
+        self.bar.reset(self.task, total=total, **weights(total * guess_s, guess_s))
 
     def begin(self, guess_s: float) -> None:
         """Say what those of the next pieces are guessed to take that come to an end together."""

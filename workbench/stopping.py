@@ -54,6 +54,7 @@ class WarmUp:
         self._cap = cap
         self._least_s = least_s
         self._samples: list[float] = []
+        self._elapsed_s = 0.0
         self._settled = False
 
     @property
@@ -63,7 +64,7 @@ class WarmUp:
         if self._settled:
             return None
         if count < needed:
-            enough = units.seconds(needed * max(self._samples, default=0.0))
+            enough = units.seconds(self._elapsed_s / max(count, 1) * needed)
             return (
                 f"warming up had time for {count} of the {needed} samples that can settle: a --budget above "
                 f"{enough} has"
@@ -73,6 +74,7 @@ class WarmUp:
     def add(self, sample_s: float, elapsed_s: float) -> bool:
         """Take a sample and the time since warming up began [s]; returns True when it is over."""
         self._samples.append(sample_s)
+        self._elapsed_s = elapsed_s
         if elapsed_s < min(self._least_s, self._budget_s):
             return False
         self._settled = self._windows_agree()
