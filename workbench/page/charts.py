@@ -9,7 +9,7 @@ from typing import Any
 from workbench.job import Json
 from workbench.kernels import ORIGINS
 
-INK, MUTED, PAPER = "var(--ink)", "var(--muted)", "var(--paper)"
+INK, MUTED, LINE, PAPER = "var(--ink)", "var(--muted)", "var(--line)", "var(--paper)"
 BACKENDS = [f"var(--backend-{index})" for index in range(10)]
 """The style sheet's colours for backends, processes and origins."""
 COLOUR: Json = {"field": "colour", "type": "nominal", "scale": None}
@@ -17,8 +17,25 @@ COLOUR: Json = {"field": "colour", "type": "nominal", "scale": None}
 BACKEND: Json = {"field": "backend", "type": "nominal", "sort": None, "axis": {"title": None}}
 TIP: Json = {"content": "data"}
 STEP: Json = {"step": 34}
-"""Height of a bar with its space; the page's script counts the bars."""
+"""Height of a bar with its space."""
 BAR: Json = {"height": {"band": 0.62}, "tooltip": TIP}
+SMALL: Json = {"labelFontSize": 11, "titleFontSize": 11}
+CONFIG: Json = {
+    "aria": False,
+    "background": None,
+    "padding": 2,
+    "style": {"cell": {"stroke": None}, "guide-label": {"fill": MUTED}, "guide-title": {"fill": MUTED}},
+    "axis": {
+        "domainColor": LINE,
+        "gridColor": LINE,
+        "tickColor": LINE,
+        "titleFontWeight": 400,
+        "labelLimit": 190,
+        **SMALL,
+    },
+    "legend": SMALL,
+}
+"""How all drawings look; their font is the style sheet's as well, but named by the page's script."""
 
 
 def chart(height: int | Json, *marks: Json, **encoding: Json) -> Json:

@@ -12,6 +12,7 @@ from workbench.page.break_even import break_even_cards
 from workbench.page.charts import CHARTS
 from workbench.page.kernel_shares import kernel_cards
 from workbench.page.pareto import find_front, pareto_cards
+from workbench.page.render import compiled
 from workbench.page.roofline import roof_points, roofline_cards, work_of
 from workbench.page.times import time_cards
 from workbench.report import MIXED
@@ -139,3 +140,11 @@ def test_kernel_shares_are_drawn_of_rows_that_were_traced() -> None:
 def test_every_drawing_names_data_that_cards_have() -> None:
     named = {layer["data"]["name"] for chart in CHARTS.values() for layer in chart["layer"]}
     assert named == {"rows", "front", "roofs", "labels", "lines", "halves"}
+
+
+def test_every_drawing_is_compiled_to_take_the_data_that_it_names() -> None:
+    for name, drawing in compiled().items():
+        taken = {each["name"] for each in drawing["data"] if "source" not in each}
+        assert taken == {"rows"} | {layer["data"]["name"] for layer in CHARTS[name]["layer"]}
+        assert not any("values" in each for each in drawing["data"])
+        assert drawing["$schema"].startswith("https://vega.github.io/schema/vega/v")

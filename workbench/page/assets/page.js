@@ -3,7 +3,7 @@ async function unpack(id) {
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 
-new Function(await unpack("library"))(); // gives window.vegaEmbed
+new Function(await unpack("library"))(); // gives window.vega
 const { charts, cards, samples } = JSON.parse(await unpack("data"));
 const table = document.getElementById("table");
 const filters = document.getElementById("filters");
@@ -18,19 +18,10 @@ const COURSE = { process: "process", at: "seconds", mhz: "MHz", watts: "W" };
 let visible = new Set();
 let turn = 0; // how often the page was filtered
 
-// Drawings take their colours from the style sheet, so a change of theme draws nothing anew.
-const config = {
-  aria: false,
-  background: null,
-  padding: 2,
-  style: { cell: { stroke: null }, "guide-label": { fill: "var(--muted)" }, "guide-title": { fill: "var(--muted)" } },
-  axis: {
-    domainColor: "var(--line)", gridColor: "var(--line)", tickColor: "var(--line)",
-    labelFontSize: 11, titleFontSize: 11, titleFontWeight: 400, labelLimit: 190,
-  },
-  legend: { labelFontSize: 11, titleFontSize: 11 },
-  font: getComputedStyle(document.documentElement).fontFamily,
-};
+// Colours are variables of the style sheet, so a change of theme draws nothing anew; but text is measured before
+// it is drawn, so its font is named.
+const font = getComputedStyle(document.documentElement).fontFamily;
+const config = { style: { text: { font }, "guide-label": { font }, "guide-title": { font } } };
 
 function make(tag, text = "", attributes = {}) {
   const element = document.createElement(tag);
@@ -42,14 +33,13 @@ function make(tag, text = "", attributes = {}) {
 async function draw(figure, card) {
   tabulate(figure.querySelector(".scroll"), card.columns, card.data.rows);
   const tooltip = (_, event, __, datum) => point(event, datum, card.columns);
-  const place = figure.querySelector(".drawing");
-  const chart = charts[card.chart];
-  const lines = new Set(card.data.rows.map((row) => row.backend)).size;
-  const spec = { ...chart, height: chart.height.step * lines || chart.height, datasets: card.data };
-  const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, logLevel: 1 };
-  const drawn = await vegaEmbed(place, spec, { ...options, config, tooltip });
+  const container = figure.querySelector(".drawing");
   views.get(figure)?.finalize();
-  views.set(figure, drawn);
+  const options = { renderer: "svg", container, logLevel: 1, tooltip };
+  const view = new vega.View(vega.parse(charts[card.chart], config), options);
+  for (const [name, rows] of Object.entries(card.data)) view.data(name, rows);
+  views.set(figure, view);
+  await view.runAsync();
 }
 
 function point(event, datum, columns) {
