@@ -14,6 +14,8 @@ from tests.cli.records import rich_records, write_records
 ENTER = "\ue007"
 """The key, as drivers are told of it."""
 SAMPLES = ("order", "distribution", "clocks", "course")
+SAID = ("Times with", "Tokens a second", "Ceilings:", "Build and run", "Shares of", "samples in")
+"""What the drawings' text alternatives say, of each kind."""
 ROWS = "#table tbody tr"
 SHOWN = f"{ROWS}:not([hidden])"
 DRAWINGS = """
@@ -21,7 +23,7 @@ DRAWINGS = """
         const svg = drawing.querySelector('svg');
         const marks = svg ? svg.querySelectorAll('.role-mark path, .role-mark line, .role-mark text') : [];
         return [drawing.closest('figure').id || drawing.closest('figure').dataset.card, marks.length,
-                svg ? svg.getBoundingClientRect().width : 0, drawing.ariaLabel ?? 'by others'];
+                svg ? svg.getBoundingClientRect().width : 0];
     });
 """
 COLOURS = """
@@ -148,10 +150,12 @@ def test_every_drawing_is_drawn_in_both_themes_and_says_what_it_shows(
         drawn = here.execute_script(DRAWINGS)
         kinds = {name.partition("-")[0] for name, *_ in drawn}
         assert kinds == {"answers", "pareto", "roofline", "build", "kernels", *SAMPLES}
-        for name, marks, width, label in drawn:
+        for name, marks, width in drawn:
             assert marks > 0, name
             assert width > 100, name
-            assert label, name
+        for drawing in find(here, "figure:not([hidden]) .drawing"):
+            assert drawing.aria_role in ("img", "image")
+            assert any(word in drawing.accessible_name for word in SAID), drawing.accessible_name
     colours = [here.execute_script(COLOURS) for here in (browser, dark)]
     assert all(light != other for light, other in zip(*colours, strict=True))
     find(dark, "#theme")[0].click()
@@ -239,6 +243,22 @@ def test_samples_and_clocks_of_a_chosen_row_are_drawn_with_their_data(browser: B
     ]
     find(browser, "#order summary")[0].send_keys(ENTER)
     assert len(find(browser, "#order tbody tr")) == 60
+
+
+def test_mark_under_the_pointer_says_its_numbers(browser: Browser, page: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    visit(browser, page)
+    assert find(browser, "#tip:not([hidden])") == []
+    (bar, *_) = find(browser, "[data-card='answers-0'] .mark-rect path")
+    (row, *_) = find(browser, "[data-card='answers-0'] tbody tr")
+    ActionChains(browser).scroll_to_element(bar).move_to_element(bar).perform()
+    said = find(browser, "#tip")[0].text
+    assert said.startswith("backend: ")
+    cells = [cell.get_attribute("textContent") for cell in row.find_elements("css selector", "td")]
+    assert all(cell in said for cell in cells)
+    ActionChains(browser).move_to_element(find(browser, "h1")[0]).perform()
+    assert find(browser, "#tip:not([hidden])") == []
 
 
 def test_page_fits_a_narrow_screen(browser: Browser, page: str) -> None:

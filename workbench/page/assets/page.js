@@ -33,7 +33,8 @@ function make(tag, text = "", attributes = {}) {
 async function draw(figure, card) {
   tabulate(figure.querySelector(".scroll"), card.columns, card.data.rows);
   const tooltip = (_, event, __, datum) => point(event, datum, card.columns);
-  const container = figure.querySelector(".drawing");
+  const container = make("div"); // gets a role and a label of Vega's, the drawing itself keeps its own
+  figure.querySelector(".drawing").replaceChildren(container);
   views.get(figure)?.finalize();
   const options = { renderer: "svg", container, logLevel: 1, tooltip };
   const view = new vega.View(vega.parse(charts[card.chart], config), options);
