@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,10 +91,13 @@ def compiled() -> Json:
 def vega() -> str:
     """Return what draws Vega, a script that fetches nothing.
 
-    The address is by what vl_convert calls its own copy: the `vega` that it offers scripts is null in 1.9.
+    vl_convert knows its own copy by the address it came from, which its pages name: the `vega` that it offers
+    scripts is null in 1.9.
     """
-    source = f"https://cdn.jsdelivr.net/npm/vega@{vl_convert.get_vega_version()}/+esm.js"
-    script = f'import {{ View, parse }} from "{source}"; window.vega = {{ View, parse }};'
+    page = vl_convert.vega_to_html({}, bundle=False)
+    (source,) = re.findall(r'src="(\S+/vega)@', page)
+    module = f"{source}@{vl_convert.get_vega_version()}/+esm.js"
+    script = f'import {{ View, parse }} from "{module}"; window.vega = {{ View, parse }};'
     return str(vl_convert.javascript_bundle(script))
 
 
