@@ -20,6 +20,9 @@ ALL_OF_A_REQUEST = (
     "its decode is timed by slope (--phases decode)"
 )
 
+Answer = tuple[Probe, list[dict[str, str]]]
+"""What a backend says of itself, and for each choice of options the versions of what makes its artefacts."""
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -56,10 +59,8 @@ def probe_backends(names: Sequence[str], pythons: Mapping[str, str]) -> dict[str
     return {name: probe for name, (probe, _) in answers.items()}
 
 
-def ask_all(
-    jobs: Sequence[ProbeJob], pythons: Mapping[str, str]
-) -> dict[str, tuple[Probe, list[dict[str, str]]]]:
-    """Ask several at a time; returns by backend what `ask` does."""
+def ask_all(jobs: Sequence[ProbeJob], pythons: Mapping[str, str]) -> dict[str, Answer]:
+    """Ask several at a time; returns each one's answer by its name."""
     stop = threading.Event()
     answers = side_by_side(
         lambda job: ask(job, pythons.get(job.backend, sys.executable), stop.is_set), jobs, stop
@@ -67,11 +68,8 @@ def ask_all(
     return {job.backend: answer for job, answer in zip(jobs, answers, strict=True)}
 
 
-def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> tuple[Probe, list[dict[str, str]]]:
-    """Ask one backend in its own Python; whatever goes wrong there is the reason it is not usable.
-
-    Returns besides, for each of the job's choices, the versions that options add.
-    """
+def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> Answer:
+    """Ask one backend in its own Python; whatever goes wrong there is the reason it is not usable."""
     log = cache_root() / "logs" / f"probe-{job.backend}.log"
     outcome = run(job, python=python, log=log, stopped=stopped)
     if outcome.status != "ok" or outcome.result is None:
@@ -86,7 +84,7 @@ def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> tuple[Probe,
         dtypes=tuple(answer["dtypes"]),
         in_process=answer["in_process"],
     )
-    return probe, answer["made_by"] or [{} for _ in job.choices]
+    return probe, answer["made_by"]
 
 
 def choose(named: tuple[Named, ...] | None, target: Target, pythons: Mapping[str, str]) -> list[Contestant]:

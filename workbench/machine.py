@@ -112,15 +112,20 @@ def _describe_gpu(device: str) -> Device:
         )
 
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
 def _cpu_name() -> str:
+    return _cpu_fact("model name") or platform.processor() or platform.machine() or "cpu"
+
+
+def _cpu_fact(*names: str, cpuinfo: Path = CPUINFO) -> str:
+    """Return what Linux says of the first CPU under one of these names; empty where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "cpu"
+        return ""
+    return next((value.strip() for name, _, value in lines if name.strip() in names), "")
 
 
 def thread_environment(device: Device) -> dict[str, str]:
@@ -145,14 +150,9 @@ def _usable_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def instruction_sets(cpuinfo: Path = CPUINFO) -> str:
     """Name in 8 characters what instructions the CPU has: virtual ones share a name. Empty if unknown."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return ""
-    found = next((line for line in lines if line.split(":")[0].strip() in ("flags", "Features")), "")
-    words = " ".join(sorted(found.partition(":")[2].split()))
+    words = " ".join(sorted(_cpu_fact("flags", "Features", cpuinfo=cpuinfo).split()))
     return hashlib.sha256(words.encode()).hexdigest()[:8] if words else ""
 
 

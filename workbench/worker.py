@@ -32,7 +32,7 @@ def probe(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `sta
         backend = registry.find(job["backend"])
         found = backend.probe()
     except UserError as error:  # this environment lacks it, or has a broken one
-        return {**jobs.to_json(Probe(reason=str(error))), "made_by": []}
+        return {**jobs.to_json(Probe(reason=str(error))), "made_by": [{} for _ in job["choices"]]}
     target = Target(**job["target"]) if job["target"] else None
     made_by = [tell_versions(backend, target, options) for options in job["choices"]] if target else []
     return {**jobs.to_json(found), "versions": dict(found.versions), "made_by": made_by}

@@ -28,16 +28,13 @@ def save_programs(backend: Backend, artefact: Artefact, folder: Path) -> None:
     run_first(engine, [np.zeros((shapes.batch, length), np.int32) for length in shapes.prompts])
     engine.close()
     with tarfile.open(folder / CACHES, "w") as copy:
-        for cache, variable in FOLDERS.items():
-            root = Path(os.environ[variable])
-            for path in sorted(root.rglob("*")):
-                if path.is_file() and path.suffix != ".lock":
-                    data = path.read_bytes()
-                    if path.name.startswith(GROUP):
-                        data = data.replace(os.fsencode(root), ROOT)
-                    entry = tarfile.TarInfo(f"{cache}/{path.relative_to(root)}")
-                    entry.size = len(data)
-                    copy.addfile(entry, io.BytesIO(data))
+        for cache, root in cache_folders().items():
+            files = [each for each in root.rglob("*") if each.is_file() and each.suffix != ".lock"]
+            for path in sorted(files):
+                data = moved(path, os.fsencode(root), ROOT, path.read_bytes())
+                entry = tarfile.TarInfo(f"{cache}/{path.relative_to(root)}")
+                entry.size = len(data)
+                copy.addfile(entry, io.BytesIO(data))
     (folder / DEVICE).write_text(describe_device(target))
 
 
@@ -46,15 +43,23 @@ def open_programs(artefact: Artefact, folder: Path) -> None:
     made, here = (folder / DEVICE).read_text(), describe_device(artefact.target)
     if made != here:
         raise Unsupported(f"the engine was compiled for {made}, and this is {here}: build it here")
+    roots = cache_folders()
     with tarfile.open(folder / CACHES) as copy:
         for entry in copy:
             cache, _, name = entry.name.partition("/")
-            root, file = Path(os.environ[FOLDERS[cache]]), copy.extractfile(entry)
+            root, file = roots[cache], copy.extractfile(entry)
             assert file is not None, "only files were put there"
-            data = file.read()
-            if Path(name).name.startswith(GROUP):
-                data = data.replace(ROOT, os.fsencode(root))
-            put(root / name, data)
+            put(root / name, moved(root / name, ROOT, os.fsencode(root), file.read()))
+
+
+def cache_folders() -> dict[str, Path]:
+    """Return where this process's caches lie, by their names in the copy."""
+    return {cache: Path(os.environ[variable]) for cache, variable in FOLDERS.items()}
+
+
+def moved(path: Path, before: bytes, after: bytes, data: bytes) -> bytes:
+    """Return what a file is to hold once its cache's folder is another one."""
+    return data.replace(before, after) if path.name.startswith(GROUP) else data
 
 
 def put(path: Path, data: bytes) -> None:

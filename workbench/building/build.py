@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -143,20 +144,19 @@ class Builder:
             code = inspect(sorted(folder.iterdir()), recipe.architecture)
             if find_keeper(order.named[0]).machine_code and code.fault:
                 raise Failed("build_failed", f"what was built is not for {order.target}: {code.fault}")
-            manifest = Manifest(
-                recipe=recipe,
-                model=order.model,
-                definition=result["definition"],
-                provenance=result["provenance"],
-                untuned=result["untuned"],
-                code=code.found,
-                way=code.way,
-                build_s=result["build_s"],
-                created=units.moment(),
-                workbench=__version__,
-                files=seal_files(folder),
-            )
-            self.store.commit(manifest, folder)
+            self.keep(order, recipe, folder, code=code.found, way=code.way, **result)
+
+    def keep(self, order: Order, recipe: Recipe, folder: Path, **more: Any) -> None:
+        """Seal a folder and put it into the store; `more` is the rest of its manifest. Raises OSError."""
+        manifest = Manifest(
+            recipe=recipe,
+            model=order.model,
+            created=units.moment(),
+            workbench=__version__,
+            files=seal_files(folder),
+            **more,
+        )
+        self.store.commit(manifest, folder)
 
     def find_tuning(self, order: Order) -> tuple[str, Target]:
         """Return where a backend's choices among kernels come from, and the target with the data if any.
@@ -207,23 +207,11 @@ class Builder:
             job = TuneJob(*order.named, order.config, order.shapes, order.aim, str(folder))
             start = time.perf_counter()
             self.run(order, recipe, job, work / "caches")
-            if not (files := seal_files(folder)):
+            seconds = time.perf_counter() - start
+            if not any(folder.iterdir()):
                 raise Failed("unsupported", f"{order.name} timed nothing")
-            manifest = Manifest(
-                recipe=recipe,
-                model=order.model,
-                definition="",
-                provenance="",
-                untuned=False,
-                code=(),
-                way=None,
-                build_s=time.perf_counter() - start,
-                created=units.moment(),
-                workbench=__version__,
-                files=files,
-                kind=TUNING_DATA,
-            )
-            self.store.commit(manifest, folder)
+            described = {"definition": "", "provenance": "", "untuned": False, "code": (), "way": None}
+            self.keep(order, recipe, folder, build_s=seconds, kind=TUNING_DATA, **described)
 
     def run(self, order: Order, recipe: Recipe, job: BuildJob | TuneJob, caches: Path) -> Outcome:
         """Run a job in the backend's own Python; raises Failed."""
