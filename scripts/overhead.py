@@ -21,9 +21,9 @@ from backends import registry
 from backends.contract import Engine, Shapes, Target
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
-from workbench import machine
-from workbench.checks import workload_tokens
+from workbench.checking.checks import workload_tokens
 from workbench.clock import Clock
+from workbench.device import machine
 from workbench.harness import time_decode
 from workbench.statistics import Interval, median_interval
 from workbench.stopping import StopRule, WarmUp

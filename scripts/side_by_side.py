@@ -23,7 +23,7 @@ from backends.contract import Engine, Shapes, Target  # noqa: E402
 from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import is_preset  # noqa: E402
 from models.weights import write_preset  # noqa: E402
-from workbench.machine import describe, resolve_device  # noqa: E402
+from workbench.device.machine import describe, resolve_device  # noqa: E402
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04}
 """Largest difference of logits between two implementations, as a share of their root mean square."""

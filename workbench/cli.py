@@ -102,7 +102,7 @@ def compare(
     """
     from models.errors import UserError
     from workbench import compare as comparison
-    from workbench.request import read
+    from workbench.comparing.request import read
 
     given = {"--dry-run": dry_run, "--kernels": kernels, "--baseline": baseline}
     unused = next((name for name, value in given.items() if value), None)

@@ -6,21 +6,22 @@ from rich.console import Console
 
 from backends.contract import Target
 from models.errors import UserError
-from workbench import dryrun, exports, report
+from workbench import exports, report
 from workbench.building.pickup import Engines, pick_up
 from workbench.building.store import EngineStore
 from workbench.caches import LOCKS
-from workbench.campaign import Campaign
-from workbench.contestants import Contestant, choose
-from workbench.entries import Entry, enter
-from workbench.locks import DeviceLock
-from workbench.machine import Device, describe, resolve_device
-from workbench.plan import PlannedGroup, plan
+from workbench.comparing import dryrun
+from workbench.comparing.campaign import Campaign
+from workbench.comparing.contestants import Contestant, choose
+from workbench.comparing.entries import Entry, enter
+from workbench.comparing.plan import PlannedGroup, plan
+from workbench.comparing.request import Request, Settings, settle
+from workbench.comparing.source import foresee, prepare, read_model
+from workbench.device.locks import DeviceLock
+from workbench.device.machine import Device, describe, resolve_device
 from workbench.progress import Progress
 from workbench.ratios import find_ratios
 from workbench.record import Record
-from workbench.request import Request, Settings, settle
-from workbench.source import foresee, prepare, read_model
 from workbench.store import Store
 
 

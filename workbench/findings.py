@@ -12,12 +12,12 @@ from statistics import median
 import numpy as np
 
 from backends.contract import Engine, Planner
-from workbench import cupti
-from workbench.checks import workload_tokens
+from workbench.checking.checks import workload_tokens
+from workbench.device import cupti
+from workbench.device.kernels import HostTimes, summarise
 from workbench.events import Events, classify
 from workbench.harness import Timer
 from workbench.job import Finding, MeasureJob, RowJob
-from workbench.kernels import HostTimes, summarise
 from workbench.timer_check import CudaEvents, check_timer
 
 CHAIN = 8

@@ -1,6 +1,6 @@
 """The gate: an engine is driven through every check, its logits held against golden and mutants; numpy only.
 
-`workbench/judgement.py` decides what the sums made here say.
+`workbench/checking/judgement.py` decides what the sums made here say.
 
 Dimensions: B rows of the batch, S steps of a check (1 for a prefill), M mutants, V vocabulary, C columns.
 """
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from backends.contract import Engine
-from workbench.checks import FORCED_STEPS, gate_rows, repeated_rows
-from workbench.golden import Golden, Progress
-from workbench.judgement import POISONED, Check, Floats, Verdict, judge
+from workbench.checking.checks import FORCED_STEPS, gate_rows, repeated_rows
+from workbench.checking.golden import Golden, Progress
+from workbench.checking.judgement import POISONED, Check, Floats, Verdict, judge
 
 GATE = 2
 """Version of the checks and of the judgement: rows that unlike gates let pass are not compared."""

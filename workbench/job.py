@@ -196,7 +196,7 @@ class RowResult:
     clocks: Json = field(default_factory=dict)
     """Filled in by the parent: what it saw of the device while the row was timed."""
     kernels: Json | None = None
-    """As `workbench.kernels` sums them up; filled in by the parent from a finding, like the next three."""
+    """As `workbench.device.kernels` sums them up; the parent adds it from a finding, like the next three."""
     no_kernels: str | None = None
     """Why they could not be traced."""
     timer_check: Json | None = None

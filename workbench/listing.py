@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from backends import registry
 from models.errors import UserError
-from workbench.contestants import probe_backends
+from workbench.comparing.contestants import probe_backends
 from workbench.report import foldable, stdout
 
 

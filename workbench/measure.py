@@ -14,17 +14,17 @@ import numpy as np
 from backends import registry
 from backends.contract import Artefact, Backend, Engine, Shapes, Target, run_first
 from models.checkpoint import Weights, open_checkpoint
-from workbench import machine, memory
 from workbench.building.work import open_engine
-from workbench.checks import workload_tokens
+from workbench.checking.checks import workload_tokens
+from workbench.checking.golden import load_golden
+from workbench.checking.judgement import Verdict
 from workbench.clock import Clock
+from workbench.device import machine, memory
 from workbench.events import Events
 from workbench.findings import look
 from workbench.gate import verify
-from workbench.golden import load_golden
 from workbench.harness import Progress, Samples, Timer, time_decode, time_prefill, time_slope
 from workbench.job import Json, MeasureJob, RowJob, RowResult
-from workbench.judgement import Verdict
 from workbench.statistics import half_drift
 from workbench.stopping import StopRule, WarmUp
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workbench.caches import digest
+from workbench.comparing.plan import PHASES
 from workbench.job import Json
-from workbench.plan import PHASES
 
 SCHEMA = 4
 READ_SCHEMAS = (1, 2, 3, 4)
@@ -65,7 +65,7 @@ class ProcessRun:
     enqueue_s: tuple[float, ...] = ()
     """Host time of each drained sample until the call returned; empty for chained ones."""
     clocks: Json = field(default_factory=dict)
-    """What the parent saw of the device meanwhile, as `workbench.conditions` summarises it, and `stages_s`:
+    """What the parent saw of the device, as `workbench.device.conditions` sums it up, and `stages_s`:
     seconds that the process had spent in each stage when it handed the row over, and `first_sample_s`, those
     from its start to the first sample of any row."""
     timer_check: Json | None = None
@@ -137,7 +137,7 @@ class Record:
     """Worst error of the checked logits over that of torch in the same dtype."""
     kernels: Json | None = None
     """Of one prefill or decode step, traced apart: `busy_s`, `gaps_s`, `span_s`, `launches`, `enqueue_s` and
-    `wall_s` untraced, `shares` by origin, and `kernels` by name; see `workbench.kernels`."""
+    `wall_s` untraced, `shares` by origin, and `kernels` by name; see `workbench.device.kernels`."""
     no_kernels: str | None = None
     """Why they could not be traced; None too where nobody tried."""
     parts: Json = field(default_factory=dict)

@@ -49,7 +49,7 @@ def preset(job: Json, events: Events) -> None:
 def golden(job: Json, events: Events) -> None:
     """Compute and save the golden logits of every group."""
     from models.checkpoint import open_checkpoint
-    from workbench.golden import compute_golden, save_golden
+    from workbench.checking.golden import compute_golden, save_golden
 
     values = GoldenJob(**{**job, "groups": tuple(map(jobs.read_group, job["groups"]))})
     weights = open_checkpoint(Path(values.model), values.dtype)
@@ -65,7 +65,7 @@ def golden(job: Json, events: Events) -> None:
 
 def ceilings(job: Json, events: Events) -> Json:
     """Measure what the device can do at most."""
-    from workbench.ceilings import measure_ceilings
+    from workbench.device.ceilings import measure_ceilings
 
     events.enter("time")
     return measure_ceilings(jobs.read_ceilings(job))

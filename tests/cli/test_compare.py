@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import ROOT, Run, run_in
-from workbench.machine import describe
+from workbench.device.machine import describe
 from workbench.record import from_json
 from workbench.store import slug
 

@@ -16,7 +16,7 @@ from backends.contract import Artefact, Backend, Engine, Shapes, Target, Unsuppo
 from models.checkpoint import Weights, open_checkpoint
 from models.config import DecoderConfig
 from tests.contract.reference import FAMILIES, write_checkpoint
-from workbench.checks import capacity_for
+from workbench.checking.checks import capacity_for
 
 GATE_SHAPES = Shapes(batch=2, prompts=(20,), capacity=capacity_for(20, 0))
 """What the gate tries engines with, and what every family is built for, so that both are built once."""

@@ -12,8 +12,8 @@ from backends.contract import Engine
 from models.checkpoint import Weights
 from tests.contract.conftest import GATE_SHAPES, Contestant, contestants, forget_programs
 from tests.contract.reference import FAMILIES
+from workbench.checking.golden import Golden, compute_golden
 from workbench.gate import verify
-from workbench.golden import Golden, compute_golden
 
 (PROMPT,) = GATE_SHAPES.prompts
 OpenFamily = Callable[[str, str], Weights]

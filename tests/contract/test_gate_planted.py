@@ -28,11 +28,11 @@ from tests.contract.planted import (
     TileFault,
     artefact_of,
 )
-from workbench import streams
-from workbench.checks import capacity_for
+from workbench.checking import streams
+from workbench.checking.checks import capacity_for
+from workbench.checking.golden import Golden, compute_golden
+from workbench.checking.judgement import Verdict
 from workbench.gate import verify
-from workbench.golden import Golden, compute_golden
-from workbench.judgement import Verdict
 
 WIDE = "llama-3.2-1b with 2 layers and 16,384 words"
 TINY_SHAPES = Shapes(1, (48, 100), capacity_for(100, 32))

@@ -14,9 +14,9 @@ from backends.eager import Eager
 from backends.trtllm.engine import RequestEngine, Rows
 from tests.contract.planted import FAULTS, Fault, Planted, artefact_of
 from tests.contract.test_gate_planted import Case, make_case
-from workbench.checks import capacity_for
+from workbench.checking.checks import capacity_for
+from workbench.checking.judgement import Verdict
 from workbench.gate import verify
-from workbench.judgement import Verdict
 
 SHAPES = Shapes(1, (24,), capacity_for(24, 0))
 LENGTHS = (5,)

@@ -15,11 +15,11 @@ from models.checkpoint import Weights, open_checkpoint  # noqa: E402
 from models.config import PRESETS, DecoderConfig, RopeScaling  # noqa: E402
 from models.errors import UserError  # noqa: E402
 from models.weights import write_preset  # noqa: E402
-from workbench import arithmetic, streams, sweep  # noqa: E402
-from workbench.arithmetic import attend_plainly  # noqa: E402
-from workbench.checks import FORCED_STEPS, capacity_for  # noqa: E402
-from workbench.golden import Golden, compute_golden  # noqa: E402
-from workbench.mutants import MUTANTS, NO_FAULT, Mutant, mutants_of  # noqa: E402
+from workbench.checking import arithmetic, streams, sweep  # noqa: E402
+from workbench.checking.arithmetic import attend_plainly  # noqa: E402
+from workbench.checking.checks import FORCED_STEPS, capacity_for  # noqa: E402
+from workbench.checking.golden import Golden, compute_golden  # noqa: E402
+from workbench.checking.mutants import MUTANTS, NO_FAULT, Mutant, mutants_of  # noqa: E402
 
 SHAPES = Shapes(2, (20, 40), capacity_for(40, 0))
 SMALL = replace(PRESETS["tiny"], layers=2, vocab_size=384)

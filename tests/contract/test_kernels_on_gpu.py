@@ -10,11 +10,11 @@ from backends import registry
 from backends.contract import Shapes
 from models.checkpoint import Weights
 from tests.contract.conftest import Contestant
-from workbench import cupti
 from workbench.clock import Clock
+from workbench.device import cupti
+from workbench.device.kernels import summarise
 from workbench.findings import PASSES, position, run_drained, time_host
 from workbench.job import RowJob
-from workbench.kernels import summarise
 from workbench.timer_check import PREFILLS, CudaEvents, check_timer
 
 DEVICE = "cuda:0"

@@ -11,7 +11,7 @@ from backends.contract import Shapes
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
 from workbench import process
-from workbench.checks import capacity_for
+from workbench.checking.checks import capacity_for
 from workbench.job import GoldenJob, GroupJob, MeasureJob, ProbeJob, RowJob, RowResult, read_row_result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,10 @@ from backends import variables
 from backends.contract import Shapes, Target
 from models.checkpoint import open_checkpoint
 from models.weights import write_preset
-from workbench import machine, process
-from workbench.checks import capacity_for
-from workbench.contestants import choose
+from workbench import process
+from workbench.checking.checks import capacity_for
+from workbench.comparing.contestants import choose
+from workbench.device import machine
 from workbench.job import (
     BurstJob,
     CeilingsJob,

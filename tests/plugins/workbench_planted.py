@@ -22,7 +22,7 @@ from models.checkpoint import Weights
 from models.config import DecoderConfig
 from models.errors import UserError
 from workbench import measure
-from workbench.judgement import Verdict
+from workbench.checking.judgement import Verdict
 
 
 def raising(error: BaseException) -> Callable[[], NoReturn]:

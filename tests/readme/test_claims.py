@@ -81,7 +81,7 @@ def test_fields_of_the_record_are_named_as_they_are() -> None:
 
 
 def test_variables_are_read_somewhere() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "workbench").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "workbench").rglob("*.py"))
     variables = set(re.findall(r"WORKBENCH_[A-Z]+", TEXT))
     assert variables
     assert not [variable for variable in variables if variable not in sources]

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from workbench import watch
+from workbench.device import watch
 
 
 class NVMLError(Exception):

@@ -11,7 +11,7 @@ from workbench.building.manifest import MANIFEST, Manifest, seal_files
 from workbench.building.recipe import Recipe, make_recipe
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim
-from workbench.machine import Device
+from workbench.device.machine import Device
 
 CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)
 SHAPES = Shapes(1, (4,), 23)

@@ -12,11 +12,11 @@ import pytest
 from backends.contract import Probe
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.contestants import Contestant
-from workbench.entries import Entry
-from workbench.plan import PlannedGroup, PlannedRow
+from workbench.comparing.contestants import Contestant
+from workbench.comparing.entries import Entry
+from workbench.comparing.plan import PlannedGroup, PlannedRow
+from workbench.comparing.request import Request
 from workbench.record import ProcessRun, Record
-from workbench.request import Request
 from workbench.store import Store
 from workbench.tracking import against, verdict_lines
 from workbench.tracking.against import Judge, compare_against

@@ -41,7 +41,7 @@ def versions(monkeypatch: pytest.MonkeyPatch):
     [
         ("models/rope.py", set(IDS)),
         ("workbench/harness.py", set(IDS)),
-        ("workbench/ceilings.py", set(IDS)),
+        ("workbench/device/ceilings.py", set(IDS)),
         ("backends/contract.py", set(IDS)),
         ("backends/iree/compiler.py", {"iree"}),
         ("backends/compile/lower.py", {"compile", "flashinfer", "handwritten"}),

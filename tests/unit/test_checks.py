@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.contract import Shapes
-from workbench.checks import (
+from workbench.checking.checks import (
     DISTINCT_ROWS,
     FORCED_STEPS,
     capacity_for,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from workbench.conditions import COURSE, Sighting, advise, slow_down, summarise
+from workbench.device.conditions import COURSE, Sighting, advise, slow_down, summarise
 
 CALM = Sighting(1980, 3201, 400.0, 55, 100, 0)
 CAPPED = replace(CALM, sm_mhz=1395, power_w=699.0, reasons=0x4)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from workbench.dryrun import Estimate, state_of, write
+from workbench.comparing.dryrun import Estimate, state_of, write
 
 GIB = 1 << 30
 

@@ -19,7 +19,7 @@ from workbench.building.recipe import digest_folder, tell_difference
 from workbench.building.store import EngineStore
 from workbench.building.targets import GPUS, TARGETS, aim, find_here, name_target, read_targets
 from workbench.caches import lowering_version
-from workbench.machine import Device
+from workbench.device.machine import Device
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from workbench.building.request import BuildRequest
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.untimed import tell_untimed
+from workbench.device.machine import Device
 from workbench.job import BuildJob, TuneJob
-from workbench.machine import Device
 from workbench.process import Outcome
 from workbench.progress import Progress
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from backends.contract import Shapes
-from workbench import cupti, findings
+from workbench import findings
+from workbench.device import cupti
+from workbench.device.kernels import Activity
 from workbench.findings import CHAIN, PASSES, look
 from workbench.job import Finding, GroupJob, MeasureJob, RowJob, RowResult
-from workbench.kernels import Activity
 
 ROWS = (RowJob("p", "prefill", 4, None), RowJob("d", "decode", 9, 32))
 

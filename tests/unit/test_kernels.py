@@ -5,9 +5,8 @@ import json
 import pytest
 
 from tests.unit.builders import record
-from workbench.cupti import demangle
-from workbench.kernel_lines import kernel_lines
-from workbench.kernels import (
+from workbench.device.cupti import demangle
+from workbench.device.kernels import (
     NAME_LENGTH,
     NAMES,
     Activity,
@@ -18,6 +17,7 @@ from workbench.kernels import (
     shorten,
     summarise,
 )
+from workbench.kernel_lines import kernel_lines
 
 HOST = HostTimes(enqueue_s=1e-6, wall_s=2e-6)
 ADD = (

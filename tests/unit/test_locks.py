@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from workbench.locks import DeviceLock
-from workbench.machine import Device, describe
+from workbench.device.locks import DeviceLock
+from workbench.device.machine import Device, describe
 
 ANNA, BEN, CLEO = 10001, 10002, 10003
 """Users that need no entry anywhere."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import UserError
-from workbench import machine
-from workbench.machine import describe, resolve_device
+from workbench.device import machine
+from workbench.device.machine import describe, resolve_device
 
 
 def test_a_machine_without_a_driver_has_a_cpu(no_nvml):

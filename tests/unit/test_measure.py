@@ -9,9 +9,9 @@ import pytest
 
 from backends.contract import Shapes
 from workbench import measure
+from workbench.checking.judgement import Verdict
 from workbench.harness import Samples
 from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
-from workbench.judgement import Verdict
 
 ROWS = (RowJob("p8", "prefill", 8, None), RowJob("d16", "decode", 16, 32))
 RIGHT = Verdict(True, None, 1.0)

@@ -6,8 +6,8 @@ import pytest
 
 from models.config import PRESETS
 from models.errors import UserError
-from workbench.checks import FORCED_STEPS, capacity_for
-from workbench.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
+from workbench.checking.checks import FORCED_STEPS, capacity_for
+from workbench.comparing.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
 
 TINY = PRESETS["tiny"]
 

@@ -5,8 +5,8 @@ from math import inf, nan
 import pytest
 
 from models.errors import UserError
-from workbench import request as requests
-from workbench.request import Request, settle
+from workbench.comparing import request as requests
+from workbench.comparing.request import Request, settle
 
 
 def test_defaults_of_a_cpu() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from backends.contract import Shapes
 from backends.trtllm.engine import RequestEngine, Rows
-from workbench.checks import workload_tokens
+from workbench.checking.checks import workload_tokens
 from workbench.harness import time_slope
 from workbench.stopping import StopRule, WarmUp
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from workbench.plan import MOST_SEQUENCES
-from workbench.room import Room, largest_fit
+from workbench.comparing.plan import MOST_SEQUENCES
+from workbench.device.room import Room, largest_fit
 
 GIB = 1 << 30
 ROOM = Room(

@@ -7,9 +7,9 @@ import pytest
 
 from models.work import Work
 from tests.unit.builders import record
-from workbench.conditions import Sighting, summarise
+from workbench.device.conditions import Sighting, summarise
+from workbench.device.room import Room
 from workbench.job import RowResult
-from workbench.room import Room
 from workbench.rows import Evidence, finish, summarise_ceilings
 
 BLANK = record(status="missing")

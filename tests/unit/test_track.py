@@ -15,11 +15,11 @@ from models.config import PRESETS
 from models.errors import UserError
 from tests.unit.builders import TRACK_TABLE
 from workbench import compare
-from workbench.contestants import Contestant
-from workbench.entries import Entry, blank_record
+from workbench.comparing.contestants import Contestant
+from workbench.comparing.entries import Entry, blank_record
+from workbench.comparing.request import Request
+from workbench.comparing.source import Source
 from workbench.record import ProcessRun, Record
-from workbench.request import Request
-from workbench.source import Source
 from workbench.statistics import summarise
 from workbench.store import Store
 from workbench.tracking import session as track_session

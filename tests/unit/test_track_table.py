@@ -6,7 +6,7 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.builders import TRACK_TABLE
-from workbench.request import Request
+from workbench.comparing.request import Request
 from workbench.tracking.track import read_request
 
 

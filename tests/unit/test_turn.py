@@ -6,10 +6,10 @@ import pytest
 
 from backends.contract import Shapes
 from workbench import job as jobs
-from workbench import turn
+from workbench.comparing import turn
+from workbench.device.machine import Device
+from workbench.device.watch import Watch
 from workbench.job import GroupJob, MeasureJob, RowJob, RowResult
-from workbench.machine import Device
-from workbench.watch import Watch
 
 CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)
 ROW = RowJob("k", "decode", 8, 32)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from models.errors import UserError
-from workbench import watch
-from workbench.machine import describe
-from workbench.watch import Watch, foreign_work
+from workbench.device import watch
+from workbench.device.machine import describe
+from workbench.device.watch import Watch, foreign_work
 
 
 def wait_for(condition):

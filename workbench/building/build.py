@@ -23,9 +23,9 @@ from workbench.building.store import Engine, EngineStore
 from workbench.building.untimed import tell_untimed
 from workbench.building.work import find_keeper
 from workbench.caches import LOCKS, cache_root, compiler_environment
+from workbench.device.locks import DeviceLock
+from workbench.device.machine import thread_environment
 from workbench.job import BuildJob, TuneJob
-from workbench.locks import DeviceLock
-from workbench.machine import thread_environment
 from workbench.process import Outcome, run
 from workbench.progress import Progress
 from workbench.side_by_side import side_by_side

@@ -20,19 +20,19 @@ from workbench.building.engines import Listed, listed, verify
 from workbench.building.machine_code import inspect
 from workbench.building.manifest import Manifest
 from workbench.building.store import EngineStore
-from workbench.builds import builds_root, prune_builds
 from workbench.caches import LOCKS, cache_root, compiler_environment
-from workbench.checks import capacity_for
-from workbench.golden_files import SEED, GoldenFiles
+from workbench.checking.checks import capacity_for
+from workbench.checking.golden_files import SEED, GoldenFiles
+from workbench.comparing.builds import builds_root, prune_builds
+from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.request import Request, settle
+from workbench.comparing.source import prepare
+from workbench.device.locks import DeviceLock
+from workbench.device.machine import Device, describe, resolve_device, thread_environment
 from workbench.job import GroupJob, MeasureJob, read_shapes
-from workbench.locks import DeviceLock
-from workbench.machine import Device, describe, resolve_device, thread_environment
-from workbench.plan import PlannedGroup
 from workbench.process import run
 from workbench.progress import Progress
 from workbench.report import foldable, stdout
-from workbench.request import Request, settle
-from workbench.source import prepare
 from workbench.store import slug, write_atomically
 
 PURPOSE = "correctness only: nothing was timed"

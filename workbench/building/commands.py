@@ -49,11 +49,11 @@ def build(
 
     Exit code 1 if a backend asked for by name gave nothing for any target; 2 if the input was wrong.
     """
-    from workbench import request as requests
     from workbench.building import build as building
     from workbench.building.build_table import gave_nothing, write
     from workbench.building.request import BuildRequest
     from workbench.building.targets import read_targets
+    from workbench.comparing import request as requests
     from workbench.pythons import read_pythons
 
     request = BuildRequest(
@@ -137,8 +137,8 @@ def check(
     Exit code 1 if one does not pass. What came of each is kept in the device's folder of the results.
     """
     from workbench.building import check as checking
+    from workbench.comparing.request import Request
     from workbench.pythons import read_pythons
-    from workbench.request import Request
 
     request = Request(device=device, results=results, engines=engines, pythons=read_pythons(python))
     found = checking.check(request, keys)

@@ -12,11 +12,11 @@ from workbench.building.recipe import Recipe, make_recipe
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
 from workbench.building.work import find_keeper, name_form
-from workbench.machine import Device
-from workbench.plan import plan
+from workbench.comparing.plan import plan
+from workbench.comparing.request import Named
+from workbench.comparing.source import read_model
+from workbench.device.machine import Device
 from workbench.record import backend_name
-from workbench.request import Named
-from workbench.source import read_model
 
 
 @dataclass(frozen=True)

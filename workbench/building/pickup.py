@@ -11,9 +11,9 @@ from workbench.building.recipe import ON_DEVICE, Recipe, describe_host, make_rec
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
 from workbench.building.work import name_form
-from workbench.contestants import Contestant
-from workbench.machine import Device
-from workbench.plan import PlannedGroup
+from workbench.comparing.contestants import Contestant
+from workbench.comparing.plan import PlannedGroup
+from workbench.device.machine import Device
 
 Engines = Mapping[tuple[str, Shapes], Engine]
 """By the contestant's name and the engine's shapes."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from backends.contract import Target
 from workbench.caches import cache_root
+from workbench.comparing.request import Named
 from workbench.job import CompilersJob, Json
 from workbench.process import run
 from workbench.record import backend_name
-from workbench.request import Named
 from workbench.side_by_side import side_by_side
 from workbench.store import slug
 

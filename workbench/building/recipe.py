@@ -8,8 +8,8 @@ from pathlib import Path
 
 from backends.contract import Shapes, Target
 from workbench.caches import digest, lowering_version
+from workbench.device.machine import Device, instruction_sets
 from workbench.job import Json
-from workbench.machine import Device, instruction_sets
 from workbench.record import backend_name
 
 MADE_BY = ("code", "compilers", "tuning")

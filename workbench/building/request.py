@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.errors import UserError
-from workbench.request import Named, Request, Settings, settle
+from workbench.comparing.request import Named, Request, Settings, settle
 
 
 @dataclass(frozen=True)

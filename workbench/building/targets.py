@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from backends.contract import Target
 from backends.registry import nearest
 from models.errors import UserError
-from workbench.machine import Device, describe
-from workbench.nvml import gpu_names
+from workbench.device.machine import Device, describe
+from workbench.device.nvml import gpu_names
 
 GPUS = {"h100": "sm_90", "h200": "sm_90", "a100": "sm_80", "l40s": "sm_89", "b200": "sm_100"}
 """Compute capabilities; what each compiler makes of one is its own affair."""

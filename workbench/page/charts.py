@@ -6,8 +6,8 @@ change without drawing anew.
 
 from typing import Any
 
+from workbench.device.kernels import ORIGINS
 from workbench.job import Json
-from workbench.kernels import ORIGINS
 
 INK, MUTED, LINE, PAPER = "var(--ink)", "var(--muted)", "var(--line)", "var(--paper)"
 BACKENDS = [f"var(--backend-{index})" for index in range(10)]

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from workbench import units
+from workbench.device.kernels import ORIGINS
 from workbench.job import Json
 from workbench.kernel_lines import kernel_lines
-from workbench.kernels import ORIGINS
 from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
 from workbench.report import title

@@ -8,12 +8,12 @@ from rich.console import Console
 
 from workbench import report
 from workbench.compare import measure
-from workbench.conditions import slow_down
-from workbench.entries import Entry
+from workbench.comparing.entries import Entry
+from workbench.comparing.request import Request
+from workbench.device.conditions import slow_down
 from workbench.progress import Progress
 from workbench.ratios import samples
 from workbench.record import Record, row_key
-from workbench.request import Request
 from workbench.store import Store
 from workbench.tracking import verdict_lines
 from workbench.tracking.earlier import Earlier, find_earlier

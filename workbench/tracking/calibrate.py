@@ -7,9 +7,9 @@ from dataclasses import replace
 from models.errors import UserError
 from workbench import units
 from workbench.compare import measure
+from workbench.comparing.request import Request
 from workbench.record import Record
 from workbench.report import foldable, row_title, short_title, stdout
-from workbench.request import Request
 from workbench.tracking.floors import calibration_folder, floor_of
 from workbench.tracking.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
 

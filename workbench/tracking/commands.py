@@ -36,7 +36,7 @@ def calibrate(
     python: options.Python = [],  # noqa: B006
 ) -> None:
     """Measure what chance alone makes of rows on this machine: the noise floor that verdicts are held to."""
-    from workbench.request import read
+    from workbench.comparing.request import read
     from workbench.tracking import calibrate as calibration
 
     request = read(

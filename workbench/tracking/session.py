@@ -12,15 +12,15 @@ from rich.console import Console
 from models.errors import UserError, one_line
 from workbench.caches import digest
 from workbench.compare import measure, resolve
-from workbench.entries import Entry, protocol
+from workbench.comparing.entries import Entry, protocol
+from workbench.comparing.plan import PlannedRow
+from workbench.comparing.source import prepare
 from workbench.job import Json
 from workbench.options import INSTALL_TRACK, USAGE
-from workbench.plan import PlannedRow
 from workbench.progress import Progress
 from workbench.ratios import samples
 from workbench.record import Record, backend_name, device_kind, method
 from workbench.report import row_title, short_title
-from workbench.source import prepare
 from workbench.store import slug
 from workbench.tracking import verdict_lines
 from workbench.tracking.against import Judge

@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from models.config import is_preset
 from models.errors import UserError
+from workbench.comparing.request import Request, read_backends
 from workbench.options import INSTALL_TRACK, INTERRUPTED, USAGE
 from workbench.pythons import FILE, read_pythons
-from workbench.request import Request, read_backends
 
 TABLE = "[tool.workbench.track]"
 REPEATS = 7

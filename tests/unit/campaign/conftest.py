@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.campaign.workers import CPU, Call, Workers
-from workbench import campaign, golden_files, turn
-from workbench.watch import Watch
+from workbench.checking import golden_files
+from workbench.comparing import campaign, turn
+from workbench.device.watch import Watch
 
 
 @pytest.fixture

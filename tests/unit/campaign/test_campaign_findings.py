@@ -7,12 +7,12 @@ import pytest
 
 from tests.unit.campaign.workers import CPU, GPU, Call, Workers, interrupt, report_all, result, statuses
 from workbench import job as jobs
-from workbench import turn
+from workbench.comparing import turn
+from workbench.device.kernels import Activity, HostTimes, summarise
+from workbench.device.machine import Device
+from workbench.device.watch import Watch
 from workbench.job import Finding, MeasureJob
-from workbench.kernels import Activity, HostTimes, summarise
-from workbench.machine import Device
 from workbench.process import Outcome
-from workbench.watch import Watch
 
 
 def test_what_the_watch_saw_is_kept_with_each_row(

@@ -11,17 +11,17 @@ from backends.contract import Probe
 from models.config import PRESETS
 from workbench import job as jobs
 from workbench.building.store import Engine
-from workbench.campaign import Campaign
-from workbench.contestants import Contestant
-from workbench.entries import Entry, enter
+from workbench.comparing.campaign import Campaign
+from workbench.comparing.contestants import Contestant
+from workbench.comparing.entries import Entry, enter
+from workbench.comparing.plan import PHASES, Workload, plan
+from workbench.comparing.request import Settings
+from workbench.comparing.source import Source
+from workbench.device.machine import Device
 from workbench.job import CeilingsJob, GoldenJob, MeasureJob, RowResult
-from workbench.machine import Device
-from workbench.plan import PHASES, Workload, plan
 from workbench.process import Outcome
 from workbench.progress import Progress
 from workbench.record import from_json, to_json
-from workbench.request import Settings
-from workbench.source import Source
 from workbench.store import Store
 
 CPU = Device("cpu", "Test CPU", "x86_64", 1 << 34, threads=2)

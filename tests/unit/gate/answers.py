@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from workbench.checks import FORCED_STEPS, repeated_rows
-from workbench.golden import Golden
+from workbench.checking.checks import FORCED_STEPS, repeated_rows
+from workbench.checking.golden import Golden
 
 VOCAB, HIDDEN, ROWS, BATCH = 400, 256, 4, 6
 PROMPTS, LENGTHS = (20, 40), (40, 17, 3)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.gate.answers import make_golden
-from workbench.golden import Golden
+from workbench.checking.golden import Golden
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, ROWS, VOCAB, FakeEngine, shift_of
-from workbench import gate, judgement
-from workbench.checks import repeated_rows
+from workbench import gate
+from workbench.checking import judgement
+from workbench.checking.checks import repeated_rows
+from workbench.checking.golden import Golden
 from workbench.gate import verify
-from workbench.golden import Golden
 
 
 def test_an_engine_with_torchs_rounding_passes(golden: Golden):

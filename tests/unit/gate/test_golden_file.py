@@ -14,8 +14,8 @@ from tests.unit.gate.answers import (
     HIDDEN,
     FakeEngine,
 )
+from workbench.checking.golden import Golden, is_whole, load_golden, save_golden
 from workbench.gate import verify
-from workbench.golden import Golden, is_whole, load_golden, save_golden
 from workbench.packages import ROOT
 
 
@@ -58,7 +58,7 @@ def test_what_a_killed_writer_left_is_written_over(golden: Golden, tmp_path: Pat
     path = tmp_path / "new" / "golden.npz"
     save_golden(golden, tmp_path / "source.npz")
     write_and_die = (
-        "import os, sys; from pathlib import Path; import numpy; from workbench import golden\n"
+        "import os, sys; from pathlib import Path; import numpy; from workbench.checking import golden\n"
         "source, path = map(Path, sys.argv[1:])\n"
         "numpy.savez = lambda file, **_: (file.write(b'half'), file.flush(), os._exit(7))\n"
         "golden.save_golden(golden.load_golden(source), path)\n"

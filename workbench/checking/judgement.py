@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from workbench.golden import Golden
-from workbench.mutants import ALIKE_IN_DECODE
+from workbench.checking.golden import Golden
+from workbench.checking.mutants import ALIKE_IN_DECODE
 
 Floats = npt.NDArray[np.floating[Any]]
 

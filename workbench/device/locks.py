@@ -7,7 +7,7 @@ from pathlib import Path
 import filelock
 
 from models.errors import UserError
-from workbench.machine import Device
+from workbench.device.machine import Device
 from workbench.store import slug
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.checks import FORCED_STEPS
-from workbench.mutants import Mutant, stale_page
+from workbench.checking.checks import FORCED_STEPS
+from workbench.checking.mutants import Mutant, stale_page
 
 PREFILL_TOKENS = 4096
 """Tokens of one faulty prefill: of a longer prompt fewer rows are computed, as each costs a golden."""

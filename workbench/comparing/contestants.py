@@ -9,10 +9,10 @@ from backends import registry
 from backends.contract import Probe, Target
 from backends.variables import set_variables
 from workbench.caches import cache_root
+from workbench.comparing.request import Named
 from workbench.job import ProbeJob
 from workbench.process import run
 from workbench.record import backend_name
-from workbench.request import Named
 from workbench.side_by_side import side_by_side
 
 ALL_OF_A_REQUEST = (

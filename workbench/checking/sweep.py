@@ -25,11 +25,11 @@ from backends.contract import POISON, Shapes
 from backends.torch_engine import to_torch
 from models.checkpoint import Weights
 from models.errors import UserError
-from workbench.arithmetic import Model, attend, attend_plainly
-from workbench.checks import FORCED_STEPS, gate_rows, workload_tokens
-from workbench.golden import Golden, Progress
-from workbench.mutants import NO_FAULT, Mutant, skipped_layer
-from workbench.streams import Pack, Stream, plan_faulty
+from workbench.checking.arithmetic import Model, attend, attend_plainly
+from workbench.checking.checks import FORCED_STEPS, gate_rows, workload_tokens
+from workbench.checking.golden import Golden, Progress
+from workbench.checking.mutants import NO_FAULT, Mutant, skipped_layer
+from workbench.checking.streams import Pack, Stream, plan_faulty
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

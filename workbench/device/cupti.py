@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from workbench.kernels import Activity
+from workbench.device.kernels import Activity
 
 INSTALL = "pip install 'cupti-python==13.0.1'"
 BUFFER_BYTES = 8 << 20

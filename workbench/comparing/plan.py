@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from backends.contract import Shapes
 from models.config import DecoderConfig
 from models.errors import UserError
-from workbench.checks import capacity_for
+from workbench.checking.checks import capacity_for
 
 PHASES = ("prefill", "decode")
 DTYPES = ("float32", "bfloat16", "float16")

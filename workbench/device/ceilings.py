@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from models.work import Work
-from workbench import machine
 from workbench.clock import wait_for_gpu
+from workbench.device import machine
 from workbench.job import BurstJob, CeilingsJob
 from workbench.stopping import WARM_LEAST_S
 

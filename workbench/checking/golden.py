@@ -14,8 +14,8 @@ import numpy as np
 
 from backends.contract import Shapes
 from models.checkpoint import Weights
-from workbench.checks import check_lengths
-from workbench.mutants import Mutant, mutants_of
+from workbench.checking.checks import check_lengths
+from workbench.checking.mutants import Mutant, mutants_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def compute_golden(
     """
     import torch
 
-    from workbench.sweep import compute
+    from workbench.checking.sweep import compute
 
     if lengths is None:
         lengths = check_lengths(shapes, max(shapes.prompts))

@@ -15,17 +15,17 @@ from backends.null import Null, NullEngine
 from models.config import DecoderConfig
 from models.work import Work, cache_bytes, weight_bytes
 from workbench import units
-from workbench.campaign import row_s
-from workbench.checks import FORCED_STEPS, check_lengths, workload_tokens
+from workbench.checking.checks import FORCED_STEPS, check_lengths, workload_tokens
 from workbench.clock import Clock
-from workbench.entries import Entry
+from workbench.comparing.campaign import row_s
+from workbench.comparing.entries import Entry
+from workbench.comparing.plan import PlannedGroup, PlannedRow
+from workbench.comparing.request import Settings
+from workbench.device.machine import Device
 from workbench.job import RowJob
-from workbench.machine import Device
 from workbench.measure import take_samples
-from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import Record
 from workbench.report import foldable, stdout
-from workbench.request import Settings
 from workbench.rows import least_work
 
 GUESSES = {

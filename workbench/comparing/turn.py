@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.entries import Entry
+from workbench.comparing.entries import Entry
+from workbench.device.machine import Device
+from workbench.device.watch import Watch, foreign_work
 from workbench.job import Finding, Json, MeasureJob, RowResult, read_finding, read_row_result
-from workbench.machine import Device
 from workbench.process import Limits, run
 from workbench.record import TIMED
-from workbench.watch import Watch, foreign_work
 
 
 @dataclass

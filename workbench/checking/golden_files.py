@@ -8,18 +8,18 @@ from pathlib import Path
 
 from backends.contract import Shapes
 from models.errors import UserError
-from workbench.builds import builds_root
 from workbench.caches import code_version, digest
-from workbench.checks import DISTINCT_ROWS, gate_rows
+from workbench.checking.checks import DISTINCT_ROWS, gate_rows
+from workbench.checking.golden import is_whole
+from workbench.comparing.builds import builds_root
+from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.request import Settings
+from workbench.comparing.source import Source
+from workbench.device.machine import Device, thread_environment
 from workbench.gate import GATE
-from workbench.golden import is_whole
 from workbench.job import GoldenJob, GroupJob
-from workbench.machine import Device, thread_environment
-from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
-from workbench.request import Settings
-from workbench.source import Source
 
 SEED = 0
 """Of the tokens."""

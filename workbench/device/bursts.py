@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from models.config import DecoderConfig
-from workbench.entries import Entry
+from workbench.comparing.entries import Entry
 from workbench.job import BurstJob
 from workbench.rows import least_work
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from models.errors import UserError
-from workbench.nvml import ask, gpu_names, handle_of, opened
+from workbench.device.nvml import ask, gpu_names, handle_of, opened
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 
 from models.errors import UserError
-from workbench import nvml
-from workbench.conditions import Sighting, summarise
+from workbench.device import nvml
+from workbench.device.conditions import Sighting, summarise
+from workbench.device.machine import Device
 from workbench.job import STAGES, Json
-from workbench.machine import Device
 
 BUSY_PERCENT = 10.0
 """Use by others above which a measurement is disturbed."""

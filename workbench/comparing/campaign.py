@@ -6,23 +6,23 @@ from pathlib import Path
 
 from models.errors import UserError
 from workbench.building.store import Engine
-from workbench.builds import builds_root, open_build, prune_builds, recall_build, remember_build
-from workbench.bursts import plan_bursts
 from workbench.caches import cache_root, code_version, compiler_environment, digest
-from workbench.contestants import Contestant
-from workbench.entries import Entry
-from workbench.golden_files import SEED, GoldenFiles
+from workbench.checking.golden_files import SEED, GoldenFiles
+from workbench.comparing.builds import builds_root, open_build, prune_builds, recall_build, remember_build
+from workbench.comparing.contestants import Contestant
+from workbench.comparing.entries import Entry
+from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.request import Settings
+from workbench.comparing.source import Source
+from workbench.comparing.turn import Turn
+from workbench.device.bursts import plan_bursts
+from workbench.device.machine import Device, thread_environment
 from workbench.job import CeilingsJob, GroupJob, Json, MeasureJob, RowJob, RowResult
-from workbench.machine import Device, thread_environment
-from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
 from workbench.record import UNFINISHED, UNSAVED
-from workbench.request import Settings
 from workbench.rows import finish, gather
-from workbench.source import Source
 from workbench.store import Store, slug
-from workbench.turn import Turn
 
 PROCESS_S = 15.0
 """Guess for what a process does besides timing: start, load, build, gate."""
