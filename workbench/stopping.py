@@ -12,6 +12,8 @@ WARM_TOLERANCE = 0.02
 """Below the 3 % at which a row is called unstable, so that a row warmed up to this can still be stable."""
 WARM_CAP = 100
 """Samples after which a row that has not settled by then is timed as it is; its halves then tell of it."""
+WARM_FREE = 1
+"""Samples before the budget counts: libraries plan, and compilers compile, what the first one shows them."""
 WARM_LEAST_S = 0.2
 """A device's clock needs this long under load to rise, however short the samples are."""
 
@@ -26,6 +28,7 @@ STOPPING = {
     "warm_window": WARM_WINDOW,
     "warm_tolerance": WARM_TOLERANCE,
     "warm_cap": WARM_CAP,
+    "warm_free": WARM_FREE,
     "warm_least_s": WARM_LEAST_S,
     "relative_error": RELATIVE_ERROR,
     "floor": FLOOR,
@@ -38,7 +41,10 @@ NORMAL_95 = 1.96
 
 
 class WarmUp:
-    """Ends when the medians of two consecutive windows agree, at the cap, or when the budget is spent."""
+    """Ends when the medians of two consecutive windows agree, at the cap, or when the budget is spent.
+
+    The first sample is free: what it needs alone would leave an engine that plans for every length no budget.
+    """
 
     def __init__(
         self,
@@ -54,7 +60,8 @@ class WarmUp:
         self._cap = cap
         self._least_s = least_s
         self._samples: list[float] = []
-        self._elapsed_s = 0.0
+        self._free_s = 0.0
+        self._spent_s = 0.0
         self._settled = False
 
     @property
@@ -64,7 +71,7 @@ class WarmUp:
         if self._settled:
             return None
         if count < needed:
-            enough = units.seconds(self._elapsed_s / max(count, 1) * needed)
+            enough = units.seconds(self._spent_s / max(count - WARM_FREE, 1) * (needed - WARM_FREE))
             return (
                 f"warming up had time for {count} of the {needed} samples that can settle: a --budget above "
                 f"{enough} has"
@@ -74,11 +81,13 @@ class WarmUp:
     def add(self, sample_s: float, elapsed_s: float) -> bool:
         """Take a sample and the time since warming up began [s]; returns True when it is over."""
         self._samples.append(sample_s)
-        self._elapsed_s = elapsed_s
+        if len(self._samples) <= WARM_FREE:
+            self._free_s = elapsed_s
+        self._spent_s = elapsed_s - self._free_s
         if elapsed_s < min(self._least_s, self._budget_s):
             return False
         self._settled = self._windows_agree()
-        return self._settled or len(self._samples) >= self._cap or elapsed_s >= self._budget_s
+        return self._settled or len(self._samples) >= self._cap or self._spent_s >= self._budget_s
 
     def _windows_agree(self) -> bool:
         count = len(self._samples)

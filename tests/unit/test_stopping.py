@@ -9,7 +9,7 @@ import pytest
 from workbench.stopping import CAP, FLOOR, RELATIVE_ERROR, WARM_CAP, StopRule, WarmUp
 
 
-def feed(rule, samples, elapsed=lambda count: 1.0):
+def feed(rule, samples, elapsed=lambda count: min(count, 2) / 2):
     """Give a rule samples until it ends; returns how many it took."""
     for count, sample in enumerate(samples, 1):
         if rule.add(sample, elapsed(count)):
@@ -60,12 +60,19 @@ def test_the_cap_does_not_end_warming_up_before_clocks_have_risen():
     assert rule.doubt is None
 
 
-def test_the_budget_ends_warming_up_even_at_the_first_sample():
+def test_the_budget_ends_warming_up_at_the_sample_that_spends_it():
     rule = WarmUp(budget_s=5)
-    assert feed(rule, itertools.repeat(60.0), elapsed=lambda count: 60.0 * count) == 1
+    assert feed(rule, itertools.repeat(60.0), elapsed=lambda count: 60.0 * count) == 2
     assert rule.doubt == (
-        "warming up had time for 1 of the 10 samples that can settle: a --budget above 600 s has"
+        "warming up had time for 2 of the 10 samples that can settle: a --budget above 540 s has"
     )
+
+
+def test_a_first_sample_that_plans_for_long_costs_none_of_the_budget():
+    rule = WarmUp(budget_s=5)
+    planning = itertools.chain([22.0], itertools.repeat(0.3))
+    assert feed(rule, planning, elapsed=lambda count: 22.0 + 0.3 * (count - 1)) == 10
+    assert rule.doubt is None
 
 
 def test_constant_times_need_no_more_than_the_floor():
