@@ -211,9 +211,11 @@ def test_an_engine_is_checked_without_a_time(keeper: Run, tmp_path: Path, cache:
     assert not [*cache.glob("builds/check-*"), *cache.glob("checks")]  # nothing of a check itself stays
 
 
-def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> None:
+def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path, cache: Path) -> None:
     built = build(workbench, "onnxruntime", "cpu", "--format", "json")
     (row,) = rows_of(built)
+    asked = cache / "logs" / "compilers-onnxruntime.log"
+    asked.unlink()
     command = ("compare", "--backends", "onnxruntime", "--model", "tiny", "--prompt", "16", "--context", "16")
     command += ("--phases", "decode", "--repeats", "1", "--budget", "1", "--format", "json")
     done = workbench(*command, "--results", str(tmp_path / "results"))
@@ -221,3 +223,4 @@ def test_compare_times_what_was_built_ahead(workbench: Run, tmp_path: Path) -> N
     assert record["status"] in ("ok", "unstable"), record["reason"]
     assert record["engine"]["key"] == row["key"]
     assert list(record["build_s"]) == ["cached"]
+    assert not asked.exists()  # the probe had told what makes its engines

@@ -13,10 +13,8 @@ from tests.plugins.workbench_keeper import Keeper
 from tests.unit.builders import record
 from tests.unit.engines import CPU, SHAPES, put, recipe, spoil
 from tests.unit.test_rows import evidence, result
-from workbench.building import pickup
 from workbench.building.manifest import MANIFEST, Damaged, read_manifest
 from workbench.building.pickup import pick_up
-from workbench.building.questions import Answer
 from workbench.building.recipe import ON_DEVICE, UNTUNED
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
@@ -37,16 +35,15 @@ HERE = {"compiler": "1.0"}
 
 
 class Call:
-    """A comparison that looks into a store, with what it warned of and asked."""
+    """A comparison that looks into a store, with what it warned of."""
 
     def __init__(self, store: EngineStore) -> None:
         self.store = store
         self.warnings: list[str] = []
-        self.asked: list[str] = []
 
     def look(self, backend: str = "iree", device: Any = CPU) -> str | None:
         """Return the key of the engine that a backend's row is measured with."""
-        contestant = Contestant(backend, {}, "python", PROBE)
+        contestant = Contestant(backend, {}, "/no/python", PROBE, HERE)  # which nothing can be asked of
         found = pick_up(
             self.store,
             device,
@@ -61,22 +58,14 @@ class Call:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    call = Call(EngineStore(tmp_path / "engines"))
-
-    def ask(named: Any, python: str, targets: Any) -> list[Answer]:
-        call.asked.append(named[0])
-        return [Answer(HERE)] * len(targets)
-
-    monkeypatch.setattr(pickup, "ask", ask)
-    return call
+def call(tmp_path: Path) -> Call:
+    return Call(EngineStore(tmp_path / "engines"))
 
 
 def test_an_engine_for_this_device_is_taken(call: Call) -> None:
     engine = put(call.store, recipe(target="cpu"))
     assert call.look() == engine.key
     assert call.warnings == []
-    assert call.asked == ["iree"]
 
 
 def test_an_engine_for_any_shapes_serves_these_and_other_models_and_options(call: Call) -> None:
@@ -99,13 +88,12 @@ def test_an_engine_whose_kernels_were_timed_on_another_card_of_the_kind_is_not_t
     assert recipe(here=sxm).key == recipe().key  # where nothing is timed the card changes nothing
 
 
-def test_nobody_is_asked_where_there_is_no_engine(call: Call) -> None:
+def test_engines_for_other_work_are_passed_over_in_silence(call: Call) -> None:
     put(call.store, recipe("xla", "cpu"))
     put(call.store, recipe(target="h100"))
     put(call.store, recipe(target="cpu", dtype="bfloat16"))
     assert call.look() is None
     assert call.look("eager") is None
-    assert call.asked == []
     assert call.warnings == []
 
 
