@@ -84,7 +84,7 @@ def test_lowering_version_follows_the_backends_own_files(
     before = {name: lowering_version(name) for name in ("xla", "iree")}
 
     def changed(path: Path) -> bytes:
-        return read(path) + (b"#" if path.parent.name == "xla" else b"")
+        return read(path) + (b"\nedited" if path.parent.name == "xla" else b"# edited")
 
     monkeypatch.setattr(Path, "read_bytes", changed)
     lowering_version.cache_clear()
