@@ -245,3 +245,9 @@ class Tuner(Chooser, Protocol):
         folder: Path,
     ) -> None:
         """Time what there is to choose on the device, which is here, and write the choices into a folder."""
+
+    def choices(self, folder: Path) -> str:
+        """Return what a build takes from such a folder, and nothing of how long anything took.
+
+        Builds with the same choices make the same engine. Imports no framework.
+        """

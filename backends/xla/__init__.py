@@ -36,6 +36,8 @@ LIBRARIES = ("nvidia-cudnn-cu13", "nvidia-cublas")
 AUTOTUNED = "autotune_results.txtpb"
 NO_RESULTS = re.compile(rb"\s*(version:\s*\d+)?\s*")
 """All that XLA writes into it where it has timed nothing."""
+RUN_TIME = re.compile(r"\s*run_time \{[^}]*\}")
+"""How long the kernel ran that was chosen there."""
 PREFILL_FLAGS = {"xla_gpu_enable_triton_gemm": False}
 """For a GPU: all products of a prefill go to cuBLAS, which takes the residual along; with Triton's in the
 choice XLA leaves the addition apart and is 4 % slower (xla_settings.txt in results/)."""
@@ -140,6 +142,10 @@ class Xla:
         kept = folder / AUTOTUNED
         if not kept.is_file() or NO_RESULTS.fullmatch(kept.read_bytes()):
             raise Unsupported("XLA timed no kernels for this model, so there is nothing to keep")
+
+    def choices(self, folder: Path) -> str:
+        """Return the kernel of each operation."""
+        return RUN_TIME.sub("", (folder / AUTOTUNED).read_text())
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""

@@ -75,6 +75,10 @@ class Keeper:
         with Path(os.environ["KEEPER_LOG"]).open("a") as log:
             log.write("tuned\n")
         (folder / "choices").write_text("kernel 7")
+        (folder / "seconds").write_text(str(time.perf_counter()))
+
+    def choices(self, folder: Path) -> str:
+        return (folder / "choices").read_text()
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         return NullEngine(artefact)

@@ -8,7 +8,7 @@ from typing import Any
 from backends.contract import Shapes
 from models.config import PRESETS
 from workbench.building.manifest import MANIFEST, Manifest, seal_files
-from workbench.building.recipe import Recipe, make_recipe
+from workbench.building.recipe import TUNES_NOTHING, Recipe, make_recipe
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim
 from workbench.device.machine import Device
@@ -33,7 +33,7 @@ def recipe(
         "name": target,
         "here": here,
         "compilers": {"compiler": "1.0"} if compilers is None else compilers,
-        "tuning": "",
+        "tuning": TUNES_NOTHING,
     }
     return make_recipe(**(values | changes))
 

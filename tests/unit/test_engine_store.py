@@ -15,7 +15,7 @@ from models.errors import UserError
 from tests.unit.engines import CPU, PROGRAM, edit_manifest, put, recipe, spoil
 from workbench.building.engines import listed, verify
 from workbench.building.manifest import MANIFEST, Damaged
-from workbench.building.recipe import digest_folder, tell_difference
+from workbench.building.recipe import Tuning, tell_difference
 from workbench.building.store import EngineStore
 from workbench.building.targets import GPUS, TARGETS, aim, find_here, name_target, read_targets
 from workbench.caches import lowering_version
@@ -53,7 +53,9 @@ def test_an_engine_is_found_by_its_recipe(store: EngineStore) -> None:
         {"target": "a100"},
         {"compilers": {"compiler": "1.1"}},
         {"compilers": {"compiler": "1.0", "flags": "-O3"}},
-        {"tuning": "device"},
+        {"tuning": Tuning("none")},
+        {"tuning": Tuning("0123")},
+        {"tuning": Tuning("", "NVIDIA H100 PCIe")},
     ],
 )
 def test_whatever_changes_the_code_is_another_engine(change: dict[str, Any]) -> None:
@@ -204,12 +206,8 @@ def test_what_is_here_is_built_for_as_it_is_and_what_is_not_by_name() -> None:
     assert set(TARGETS) == {*GPUS, "cpu"}
 
 
-def test_versions_that_differ_are_named(tmp_path: Path) -> None:
+def test_versions_that_differ_are_named() -> None:
     told = tell_difference(
         {"jaxlib": "0.11.2", "jax": "0.11.2", "ptxas": "13"}, {"jaxlib": "0.10.2", "jax": "0.11.2"}
     )
     assert told == "jaxlib 0.11.2, where here it is 0.10.2, ptxas 13, where here it is absent"
-    (tmp_path / "data").write_text("one")
-    before = digest_folder(tmp_path)
-    (tmp_path / "data").write_text("two")
-    assert digest_folder(tmp_path) != before

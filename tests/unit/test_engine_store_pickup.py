@@ -15,7 +15,7 @@ from tests.unit.engines import CPU, SHAPES, put, recipe, spoil
 from tests.unit.test_rows import evidence, result
 from workbench.building.manifest import MANIFEST, Damaged, read_manifest
 from workbench.building.pickup import pick_up
-from workbench.building.recipe import ON_DEVICE, UNTUNED
+from workbench.building.recipe import UNTUNED, Tuning, tuned_on
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.work import name_form, open_engine, refuse_mismatch
@@ -79,11 +79,16 @@ def test_an_engine_for_any_shapes_serves_these_and_other_models_and_options(call
 
 def test_an_engine_whose_kernels_were_timed_on_another_card_of_the_kind_is_not_taken(call: Call) -> None:
     sxm, pcie = (Device("cuda:0", f"NVIDIA H100 {name}", "sm_90", 1 << 34) for name in ("80GB HBM3", "PCIe"))
-    put(call.store, recipe("xla", here=pcie, tuning=ON_DEVICE))
+    put(call.store, recipe("xla", here=pcie, tuning=tuned_on(pcie)))
     assert call.look("xla", sxm) is None
     elsewhere = put(call.store, recipe("xla", tuning=UNTUNED), untuned=True)
     assert call.look("xla", sxm) == elsewhere.key
-    here = put(call.store, recipe("xla", here=sxm, tuning=ON_DEVICE))
+    put(call.store, recipe("xla", tuning=Tuning("choices", pcie.name)))
+    assert call.look("xla", sxm) == elsewhere.key
+    read = put(call.store, recipe("xla", tuning=Tuning("choices", sxm.name)))
+    assert call.look("xla", sxm) == read.key
+    call.store.remove(read.folder)
+    here = put(call.store, recipe("xla", here=sxm, tuning=tuned_on(sxm)))
     assert call.look("xla", sxm) == here.key
     assert recipe(here=sxm).key == recipe().key  # where nothing is timed the card changes nothing
 
@@ -120,9 +125,9 @@ def test_a_damaged_engine_is_told_of_and_not_taken(call: Call) -> None:
 def test_a_tuned_engine_goes_before_an_untuned_one_and_the_newest_first(call: Call) -> None:
     late, early = "2026-03-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
     put(call.store, recipe("xla", "cpu", tuning=UNTUNED), untuned=True, created=late)
-    first = put(call.store, recipe("xla", "cpu", tuning="one"), created=early)
+    first = put(call.store, recipe("xla", "cpu", tuning=Tuning("one", CPU.name)), created=early)
     assert call.look("xla") == first.key
-    second = put(call.store, recipe("xla", "cpu", tuning="two"), created=late)
+    second = put(call.store, recipe("xla", "cpu", tuning=Tuning("two", CPU.name)), created=late)
     assert call.look("xla") == second.key
 
 

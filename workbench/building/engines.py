@@ -174,6 +174,7 @@ def flatten(each: Listed) -> Json:
         "code": list(manifest.code),
         "versions": recipe.compilers,
         "untuned": manifest.untuned,
+        "timed_on": manifest.timed_on,
         "size_bytes": manifest.size_bytes,
         "created": manifest.created,
         "used": each.used.isoformat(timespec="seconds"),

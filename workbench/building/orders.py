@@ -8,7 +8,7 @@ from backends.contract import Chooser, Keeper, Shapes, Target, Tuner, Unsupporte
 from models.config import DecoderConfig
 from models.errors import UserError
 from workbench.building.questions import Answer, ask_all
-from workbench.building.recipe import Recipe, make_recipe
+from workbench.building.recipe import Recipe, Tuning, make_recipe
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
 from workbench.building.work import find_keeper, name_form
@@ -46,11 +46,12 @@ class Order:
         return isinstance(backend, Chooser) and backend.tunes(self.aim, self.named[1])
 
     @property
-    def tuner(self) -> bool:
-        """Whether what it times serves builds elsewhere, too."""
-        return self.chooser and isinstance(registry.find(self.named[0]), Tuner)
+    def tuner(self) -> Tuner | None:
+        """The backend, if what it times serves builds elsewhere, too."""
+        backend = registry.find(self.named[0])
+        return backend if self.chooser and isinstance(backend, Tuner) else None
 
-    def recipe(self, tuning: str) -> Recipe:
+    def recipe(self, tuning: Tuning) -> Recipe:
         """Return what the engine is made of; the backend must have told its compilers."""
         config, shapes, options = name_form(self.named[0], self.config, self.shapes, self.named[1])
         return make_recipe(

@@ -1,10 +1,8 @@
 """What an engine is made of: the store finds it by that. Pure, but for a look at our own code."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from backends.contract import Shapes, Target
 from workbench.caches import digest, lowering_version
@@ -14,7 +12,24 @@ from workbench.record import backend_name
 
 MADE_BY = ("code", "compilers", "tuning")
 """Fields of a recipe that say what makes the engine; the others say what it is for."""
-ON_DEVICE, UNTUNED, TUNES_NOTHING = "device", "none", ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Where the choices among kernels come from that a `Chooser` times."""
+
+    choices: str
+    """`device`, `none` or a digest of tuning data; empty where there is nothing to choose."""
+    card: str | None = None
+    """The name of the device that they were timed on; None: nothing was timed."""
+
+
+TUNES_NOTHING, UNTUNED = Tuning(""), Tuning("none")
+
+
+def tuned_on(device: Device) -> Tuning:
+    """Say that a build on this device times there what it chooses."""
+    return Tuning("device", device.name)
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,7 @@ class Recipe:
     compilers: dict[str, str]
     """Versions, by package."""
     tuning: str
-    """Where the choices among kernels come from that a `Tuner` times: `device`, `none` or a digest of tuning
-    data; empty for other backends."""
+    """As `Tuning.choices` has it."""
 
     @property
     def key(self) -> str:
@@ -73,7 +87,7 @@ def make_recipe(
     name: str,
     here: Device | None,
     compilers: Mapping[str, str],
-    tuning: str,
+    tuning: Tuning,
 ) -> Recipe:
     """Write down what an engine is for and what makes it.
 
@@ -88,28 +102,18 @@ def make_recipe(
         shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
         target=name,
         architecture=target.architecture,
-        host=describe_host(here, tuning),
+        host=describe_host(here, tuning.card),
         code=lowering_version(backend),
         compilers=dict(compilers),
-        tuning=tuning,
+        tuning=tuning.choices,
     )
 
 
-def describe_host(here: Device | None, tuning: str) -> Json:
-    """Name the device here that an engine is adapted to: of one target there are unlike cards."""
-    if here is None or (here.is_gpu and tuning != ON_DEVICE):
-        return {}
-    if here.is_gpu:
-        return {"name": here.name}
+def describe_host(here: Device | None, card: str | None) -> Json:
+    """Name what an engine is adapted to: of one target there are unlike processors, and unlike cards."""
+    if here is None or here.is_gpu:
+        return {"name": card} if card else {}
     return {"name": here.name, "threads": here.threads, "instructions": instruction_sets()}
-
-
-def digest_folder(folder: Path) -> str:
-    """Name what lies in a folder of tuning data."""
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        content.update(path.name.encode() + b"\0" + path.read_bytes())
-    return content.hexdigest()[:16]
 
 
 def tell_difference(built: Mapping[str, str], here: Mapping[str, str]) -> str:
