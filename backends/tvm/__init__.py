@@ -16,6 +16,7 @@ from backends.contract import (
     SOURCES,
     Artefact,
     Engine,
+    MadeFor,
     Option,
     Probe,
     Shapes,
@@ -45,6 +46,7 @@ class Tvm:
 
     name = "tvm"
     machine_code = True
+    made_for: MadeFor = "architecture"  # kernels of ours split work for 132 SMs whatever the card has
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.probe_failure import describe_failure
 from backends.variables import set_variables
@@ -48,6 +48,7 @@ class Xla:
 
     name = "xla"
     machine_code = True
+    made_for: MadeFor = "card"  # all that `cards` says of one goes into XLA's choices, its bandwidth too
     options: Mapping[str, Option] = {
         "attention": Option("how to attend; auto: cudnn in 16 bits on a GPU, else two products", ATTENTIONS),
         "import": Option("where the model comes from; torch: a torch.export graph by torchax", SOURCES),

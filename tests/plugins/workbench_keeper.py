@@ -11,7 +11,17 @@ from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
-from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import (
+    ANY_NUMBER,
+    Artefact,
+    Engine,
+    MadeFor,
+    Option,
+    Probe,
+    Shapes,
+    Target,
+    Unsupported,
+)
 from backends.null import NullEngine
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -22,6 +32,7 @@ FAULTS = ("none", "disk", "nvcc", "exception", "wrong-gpu", "source", "hang")
 class Keeper:
     name = "keeper"
     machine_code = True
+    made_for: MadeFor = "card"
     options: Mapping[str, Option] = {
         "fault": Option("what goes wrong", FAULTS),
         "tune": Option("how much it times", ANY_NUMBER),

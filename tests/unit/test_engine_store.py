@@ -62,6 +62,29 @@ def test_whatever_changes_the_code_is_another_engine(change: dict[str, Any]) -> 
     assert recipe(**change).key != recipe().key
 
 
+@pytest.mark.parametrize(
+    ("made_for", "sharing", "place"),
+    [
+        ("card", {"h100"}, "h100"),
+        ("architecture", {"h100", "h200"}, "sm_90"),
+        ("kind", set(GPUS), "gpu"),
+    ],
+)
+def test_devices_that_code_does_not_differ_by_share_an_engine(
+    store: EngineStore, made_for: str, sharing: set[str], place: str
+) -> None:
+    engine = put(store, recipe(made_for=made_for))
+    assert engine.folder.parent.name == place
+    assert [each.folder for each in listed(store)] == [engine.folder]
+    assert {target for target in TARGETS if store.find(recipe(target=target, made_for=made_for))} == sharing
+    untuned, timed = Tuning("none"), Tuning("0123", "NVIDIA H100 80GB HBM3")
+    same = {each: recipe(target=each, made_for=made_for, tuning=untuned).key for each in sharing}
+    assert len(set(same.values())) == 1
+    tuned = [recipe(target=each, made_for=made_for, tuning=timed) for each in sorted(sharing)]
+    assert [each.target for each in tuned] == sorted(sharing)  # what was timed suits the card alone
+    assert len({each.key for each in tuned}) == len(sharing)
+
+
 def test_an_engine_says_for_which_shapes_it_is() -> None:
     assert recipe().sizes == "b1 c23"
     assert recipe(shapes=None).sizes == "any shapes"
@@ -72,6 +95,9 @@ def test_on_a_cpu_its_name_and_threads_change_the_code() -> None:
     assert recipe(target="cpu", here=replace(CPU, threads=4)).key != key
     assert recipe(target="cpu", here=replace(CPU, name="Other CPU")).key != key
     assert recipe(target="cpu", here=replace(CPU, memory_bytes=1, uuid="other")).key == key
+    any_cpu = recipe(target="cpu", made_for="kind")
+    assert recipe(target="cpu", made_for="kind", here=replace(CPU, threads=4, name="Other CPU")) == any_cpu
+    assert any_cpu.key != recipe(made_for="kind").key
 
 
 def test_each_backend_has_code_of_its_own() -> None:

@@ -72,8 +72,9 @@ def test_an_engine_for_any_shapes_serves_these_and_other_models_and_options(call
     put(call.store, recipe("flashinfer", "cpu"))  # as if its kernels were for these shapes alone
     assert call.look("flashinfer") is None
     other = replace(PRESETS["tiny"], layers=9, vocab_size=7)
-    form, shapes, options = name_form("flashinfer", other, SHAPES, {"compile": ""})
-    engine = put(call.store, recipe("flashinfer", "cpu", config=form, shapes=shapes, options=options))
+    engine = put(
+        call.store, recipe(form=name_form("flashinfer", other, SHAPES, {"compile": ""}), target="cpu")
+    )
     assert call.look("flashinfer") == engine.key
 
 
@@ -91,6 +92,21 @@ def test_an_engine_whose_kernels_were_timed_on_another_card_of_the_kind_is_not_t
     here = put(call.store, recipe("xla", here=sxm, tuning=tuned_on(sxm)))
     assert call.look("xla", sxm) == here.key
     assert recipe(here=sxm).key == recipe().key  # where nothing is timed the card changes nothing
+
+
+def test_an_engine_for_the_architecture_is_taken_on_each_of_its_cards_but_a_tuned_one_on_its_own(
+    call: Call,
+) -> None:
+    h100, h200 = (Device("cuda:0", f"NVIDIA {name}", "sm_90", 1 << 34) for name in ("H100", "H200"))
+    shared = put(call.store, recipe(made_for="architecture"))
+    xla = put(call.store, recipe("xla"))
+    assert [call.look("iree", each) for each in (h100, h200)] == [shared.key] * 2
+    assert [call.look("xla", each) for each in (h100, h200)] == [xla.key, None]
+    untuned = put(call.store, recipe("tvm", made_for="architecture", tuning=UNTUNED), untuned=True)
+    tuned = put(call.store, recipe("tvm", here=h100, tuning=tuned_on(h100), made_for="architecture"))
+    assert [call.look("tvm", each) for each in (h100, h200)] == [tuned.key, untuned.key]
+    assert call.look("iree", Device("cuda:0", "NVIDIA A100-SXM4-80GB", "sm_80", 1 << 34)) is None
+    assert call.warnings == []
 
 
 def test_engines_for_other_work_are_passed_over_in_silence(call: Call) -> None:
@@ -177,7 +193,7 @@ def test_a_row_of_such_an_engine_says_cached_and_untuned() -> None:
     )
     assert written["backend"] == ("eager", "untuned")
     assert written["build"] == ("cached", "500 ms")
-    assert "without a h100 and is untuned" in row.warnings[0]
+    assert "for h100 was built without the GPU and is untuned" in row.warnings[0]
     assert flat_numbers(row, None)["build_cached_s"] == 0.5
     assert flat_numbers(row, None)["untuned"] is True
     assert from_json(to_json(row)) == row

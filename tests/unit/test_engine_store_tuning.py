@@ -86,7 +86,7 @@ class Machine:
 
     @property
     def tuning(self) -> Path:
-        return self.store.folder(order().recipe(TUNES_NOTHING), TUNING_DATA)
+        return self.store.folder(order().data_recipe(), TUNING_DATA)
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_tuning_data_that_are_read_count_as_used(machine: Machine) -> None:
 
 def test_tuning_data_in_anothers_place_are_damage(machine: Machine) -> None:
     machine.build(tune=True)
-    foreign = machine.store.folder(replace(order().recipe(TUNES_NOTHING), dtype="bfloat16"), TUNING_DATA)
+    foreign = machine.store.folder(replace(order().data_recipe(), dtype="bfloat16"), TUNING_DATA)
     machine.tuning.rename(foreign)
     (fault,) = (each.fault for each in listed(machine.store) if each.folder == foreign)
     assert "place of another" in str(fault)

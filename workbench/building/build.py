@@ -144,7 +144,7 @@ class Builder:
             folder.mkdir()
             job = BuildJob(*order.named, order.config, order.shapes, target, str(folder))
             result = self.run(order, recipe, job, work / "caches").result or {}
-            code = inspect(sorted(folder.iterdir()), recipe.architecture)
+            code = inspect(sorted(folder.iterdir()), order.aim.architecture)
             if find_keeper(order.named[0]).machine_code and code.fault:
                 raise Failed("build_failed", f"what was built is not for {order.target}: {code.fault}")
             self.keep(order, recipe, folder, code=code.found, way=code.way, timed_on=card, **result)
@@ -178,7 +178,7 @@ class Builder:
 
         Raises Failed for damaged data: an engine built without them would not be what was asked for.
         """
-        recipe = order.recipe(TUNES_NOTHING)
+        recipe = order.data_recipe()
         data = f"tuning data {self.store.folder(recipe, TUNING_DATA)}"
         try:
             found = self.store.find(recipe, TUNING_DATA)
@@ -198,7 +198,7 @@ class Builder:
         """
         if not order.tuner:
             return
-        recipe = order.recipe(TUNES_NOTHING)
+        recipe = order.data_recipe()
         if order.here is None:
             if self.store.folder(recipe, TUNING_DATA).is_dir():
                 return  # checked where they are read

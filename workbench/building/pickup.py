@@ -38,10 +38,9 @@ def pick_up(
             continue
         target = aim(name, dtype, device)
         for shapes in (group.shapes for group in groups):
-            form, keyed, options = name_form(contestant.backend, config, shapes, contestant.options)
+            form = name_form(contestant.backend, config, shapes, contestant.options)
             recipe, tuned = (
-                make_recipe(contestant.backend, options, form, keyed, target, name, device, {}, tuning)
-                for tuning in (UNTUNED, tuned_on(device))
+                make_recipe(form, target, name, device, {}, tuning) for tuning in (UNTUNED, tuned_on(device))
             )
             works = [recipe.work(), tuned.work()]
             candidates = [each for each in manifests if each.recipe.work() in works]

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.contract import Shapes, Target
+from backends.contract import MadeFor, Shapes, Target
+from workbench.building.targets import name_place
 from workbench.caches import digest, lowering_version
 from workbench.device.machine import Device, instruction_sets
 from workbench.job import Json
@@ -33,6 +34,19 @@ def tuned_on(device: Device) -> Tuning:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What of some work, and of the device it is for, the engines of a backend differ by."""
+
+    backend: str
+    options: dict[str, str]
+    config: Json
+    """Fields of `DecoderConfig`."""
+    shapes: Shapes | None
+    """None where they change nothing."""
+    made_for: MadeFor
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that changes an engine's machine code, and nothing else."""
 
@@ -45,8 +59,9 @@ class Recipe:
     shapes: Json
     """As `contract.Shapes` has them; empty where the engine serves all."""
     target: str
-    """A name of `targets.TARGETS`."""
+    """A name of `targets.PLACES`."""
     architecture: str
+    """Empty where an engine serves all of a kind."""
     host: Json
     """Of an engine for a CPU its `name`, `threads` and `instructions`, of one whose kernels were timed on a
     GPU the `name` of that: they suit what was there. Else empty."""
@@ -79,10 +94,7 @@ class Recipe:
 
 
 def make_recipe(
-    backend: str,
-    options: Mapping[str, str],
-    config: Json,
-    shapes: Shapes | None,
+    form: Form,
     target: Target,
     name: str,
     here: Device | None,
@@ -91,19 +103,19 @@ def make_recipe(
 ) -> Recipe:
     """Write down what an engine is for and what makes it.
 
-    `shapes` is None where they change nothing; `name` is the target's, `here` the device of this machine
-    that it is.
+    `name` is the target's, `here` the device of this machine that it is. What was timed suits one card.
     """
+    made_for, shapes = "card" if tuning.card else form.made_for, form.shapes
     return Recipe(
-        backend=backend,
-        options=dict(options),
-        config=config,
+        backend=form.backend,
+        options=form.options,
+        config=form.config,
         dtype=target.dtype,
         shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
-        target=name,
-        architecture=target.architecture,
-        host=describe_host(here, tuning.card),
-        code=lowering_version(backend),
+        target=name_place(name, target, made_for),
+        architecture="" if made_for == "kind" else target.architecture,
+        host={} if made_for == "kind" else describe_host(here, tuning.card),
+        code=lowering_version(form.backend),
         compilers=dict(compilers),
         tuning=tuning.choices,
     )
