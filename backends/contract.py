@@ -7,7 +7,7 @@ its framework inside `probe`, `build` and `load`, so that listing backends stays
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,12 @@ ANY_NUMBER = ("N",)
 
 SOURCES = ("definition", "torch")
 """The values of an option that says where the model comes from."""
+
+MadeFor = Literal["kind", "architecture", "card"]
+"""What of a device some code depends on: whether it is a GPU, its architecture, or which card it is.
+
+One processor differs from another as two cards do, for code that depends on more than the kind.
+"""
 
 
 def ordinal(device: str) -> int:
@@ -200,6 +206,8 @@ class Keeper(Backend, Protocol):
 
     machine_code: bool
     """Whether they hold machine code or PTX for the target, which is then looked for in their files."""
+    made_for: MadeFor
+    """What of a target they depend on where nothing is timed: all targets alike in that share an engine."""
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:
         """Tell the version of everything that shapes an artefact for a target; imports no framework.
@@ -245,3 +253,9 @@ class Tuner(Chooser, Protocol):
         folder: Path,
     ) -> None:
         """Time what there is to choose on the device, which is here, and write the choices into a folder."""
+
+    def choices(self, folder: Path) -> str:
+        """Return what a build takes from such a folder, and nothing of how long anything took.
+
+        Builds with the same choices make the same engine. Imports no framework.
+        """

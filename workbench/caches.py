@@ -1,5 +1,6 @@
 """Where things are kept between runs: presets, golden files, and the compilers' own caches."""
 
+import ast
 import hashlib
 import importlib.util
 import json
@@ -91,7 +92,7 @@ def code_version(backend: str | None = None) -> str:
 
     That is all of `models`, the modules named above, and what these and the backend import from `backends`,
     directly or not, or the package of another distribution that the backend is in; another backend is none of
-    it. Without a backend it is the code of golden logits.
+    it. Without a backend it is the code of golden logits. Comments and docstrings are no code.
     """
     return _name_code(backend, MEASURING)
 
@@ -117,8 +118,36 @@ def _name_code(backend: str | None, measuring: Sequence[str]) -> str:
     named += sorted(find_sources(backend).items()) if backend else []
     code = hashlib.sha256()
     for name, path in named:
-        code.update(f"{name}\n".encode() + path.read_bytes())
+        code.update(f"{name}\n{name_source(path.read_bytes())}\n".encode())
     return code.hexdigest()[:8]
+
+
+@cache
+def name_source(source: bytes) -> str:
+    """Name what a file says to Python: comments, docstrings and layout change no number and no engine.
+
+    What this Python cannot read is named by its bytes.
+    """
+    try:
+        source = repr(_outline(ast.parse(source))).encode()
+    except (SyntaxError, ValueError):
+        pass
+    return hashlib.sha256(source).hexdigest()
+
+
+def _outline(node: Any) -> Any:
+    """Return a syntax tree as plain values, by every Python alike: newer ones have more that is empty."""
+    if isinstance(node, list):
+        return [_outline(each) for each in node if not _is_text(each)]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, _outline(value)) for name, value in ast.iter_fields(node) if value is not None)
+    return [type(node).__name__, *(field for field in fields if field[1])]
+
+
+def _is_text(node: Any) -> bool:
+    """Tell whether a statement is a string alone: a docstring, be it of a field."""
+    return isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
 
 
 def imported_from_backends(files: Iterable[Path]) -> set[str]:

@@ -136,8 +136,9 @@ def untuned(blank: Record) -> list[str]:
     if not blank.untuned:
         return []
     return [
-        f"its engine was built without a {blank.engine['target']} and is untuned, so perhaps far slower than "
-        "one built here: --again builds here, and `build --tune` on the GPU serves builds elsewhere"
+        f"its engine for {blank.engine['target']} was built without the GPU and is untuned, so perhaps far "
+        "slower than one built here: --again builds here, and `build --tune` on the GPU serves builds "
+        "elsewhere"
     ]
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.torch_probe import probe_torch
 from backends.variables import set_variables
 from models.checkpoint import Weights
@@ -123,6 +123,7 @@ class Compile:
 
     name = "compile"
     machine_code = True
+    made_for: MadeFor = "card"  # which Inductor times its kernels on
     options: Mapping[str, Option] = {
         "stock": Option("plain torch.compile of the eager program: no setting, no CUDA graph"),
         "attention": Option("how decode attends; auto: flex on a GPU, masked on a CPU", ATTENTIONS),

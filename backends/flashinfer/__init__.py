@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from backends import compile as compiled
-from backends.contract import Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.torch_probe import probe_torch
 from backends.variables import set_variables
@@ -89,6 +89,7 @@ class FlashInfer:
 
     name = "flashinfer"
     machine_code = True
+    made_for: MadeFor = "architecture"  # plans, which count SMs, are made when it runs
     shaped_by = ("head_dim", "heads", "kv_heads")
     idle = ("compile",)
     options: Mapping[str, Option] = {

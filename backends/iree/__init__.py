@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -100,6 +100,7 @@ class Iree:
 
     name = "iree"
     machine_code = True
+    made_for: MadeFor = "architecture"  # a newer one's PTX is sm_89's as well, but its provenance says so
     options: Mapping[str, Option] = {
         "stock": Option("iree-compile as it comes: no optimisation level"),
         "graph": Option("launch each program as one CUDA graph (GPU only)"),

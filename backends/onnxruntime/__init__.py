@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.probe_failure import describe_failure
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -21,6 +21,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     machine_code = False  # the runtime brings its kernels, and compiles nothing
+    made_for: MadeFor = "kind"
     options: Mapping[str, Option] = {
         "attention": Option(
             "group-query: the runtime's own operators; standard: those of ONNX alone; auto: the faster one",

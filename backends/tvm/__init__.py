@@ -16,6 +16,7 @@ from backends.contract import (
     SOURCES,
     Artefact,
     Engine,
+    MadeFor,
     Option,
     Probe,
     Shapes,
@@ -24,6 +25,7 @@ from backends.contract import (
 )
 from backends.cuda_tools import offer_wheel, tool_release
 from backends.probe_failure import describe_failure
+from backends.tvm.database import TRIALS, choose_fastest, read_database
 from backends.tvm.plan import LIBRARIES, Plan, choose
 from backends.variables import set_variables
 from models.checkpoint import Weights
@@ -44,6 +46,7 @@ class Tvm:
 
     name = "tvm"
     machine_code = True
+    made_for: MadeFor = "architecture"  # kernels of ours split work for 132 SMs whatever the card has
     options: Mapping[str, Option] = {
         "stock": Option("TVM's default pipeline and target, no kernel or pass of ours"),
         "library": Option(
@@ -128,13 +131,17 @@ class Tvm:
         """Spend the trials on the device and keep the database."""
         prepare()
         from backends.tvm.targets import name_target
-        from backends.tvm.tuning import DATABASE, tune_products
+        from backends.tvm.tuning import tune_products
 
         plan = choose(options, target)
         module = lower(config, shapes, target, plan)
         tune_products(module, name_target(target, plan.stock), plan.trials, folder)
-        if not (folder / DATABASE[-1]).read_text().strip():
+        if not (folder / TRIALS).read_text().strip():
             raise Unsupported("tune= timed no schedule of a product, so there is nothing to keep")
+
+    def choices(self, folder: Path) -> str:
+        """Return the fastest schedule of each product."""
+        return choose_fastest(read_database(folder))
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""
@@ -168,7 +175,7 @@ def compile_program(config: DecoderConfig, shapes: Shapes, target: Target, plan:
     from backends.tvm.compiler import LIBRARY, compile_module, kept_or
     from backends.tvm.pipeline import build_pipeline
     from backends.tvm.targets import name_target
-    from backends.tvm.tuning import compile_tuned, read_database
+    from backends.tvm.tuning import compile_tuned
 
     named = name_target(target, plan.stock)
     known = read_database(Path(target.tuning)) if plan.trials and target.tuning else None

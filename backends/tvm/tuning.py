@@ -17,17 +17,11 @@ from tvm.target import Target as TvmTarget
 
 from backends.contract import Unsupported
 from backends.tvm.compiler import LIBRARY, compile_module
+from backends.tvm.database import read_database
 from backends.tvm.pipeline import build_pipeline, fusing_passes, rules_for
 
-DATABASE = ("database_workload.json", "database_tuning_record.json")
-"""The files of one, as MetaSchedule names them."""
 ROUND = 16
 """Trials of one product at a time, at most."""
-
-
-def read_database(folder: Path) -> dict[str, bytes]:
-    """Return the files of a database by their names."""
-    return {name: (folder / name).read_bytes() for name in DATABASE}
 
 
 def compile_tuned(

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.contract import SOURCES, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import SOURCES, Artefact, Engine, MadeFor, Option, Probe, Shapes, Target, Unsupported
 from backends.cuda_tools import tool_release
 from backends.probe_failure import describe_failure
 from backends.variables import set_variables
@@ -36,6 +36,8 @@ LIBRARIES = ("nvidia-cudnn-cu13", "nvidia-cublas")
 AUTOTUNED = "autotune_results.txtpb"
 NO_RESULTS = re.compile(rb"\s*(version:\s*\d+)?\s*")
 """All that XLA writes into it where it has timed nothing."""
+RUN_TIME = re.compile(r"\s*run_time \{[^}]*\}")
+"""How long the kernel ran that was chosen there."""
 PREFILL_FLAGS = {"xla_gpu_enable_triton_gemm": False}
 """For a GPU: all products of a prefill go to cuBLAS, which takes the residual along; with Triton's in the
 choice XLA leaves the addition apart and is 4 % slower (xla_settings.txt in results/)."""
@@ -46,6 +48,7 @@ class Xla:
 
     name = "xla"
     machine_code = True
+    made_for: MadeFor = "card"  # all that `cards` says of one goes into XLA's choices, its bandwidth too
     options: Mapping[str, Option] = {
         "attention": Option("how to attend; auto: cudnn in 16 bits on a GPU, else two products", ATTENTIONS),
         "import": Option("where the model comes from; torch: a torch.export graph by torchax", SOURCES),
@@ -140,6 +143,10 @@ class Xla:
         kept = folder / AUTOTUNED
         if not kept.is_file() or NO_RESULTS.fullmatch(kept.read_bytes()):
             raise Unsupported("XLA timed no kernels for this model, so there is nothing to keep")
+
+    def choices(self, folder: Path) -> str:
+        """Return the kernel of each operation."""
+        return RUN_TIME.sub("", (folder / AUTOTUNED).read_text())
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from tests.cli.conftest import Run
 from tests.cli.engines import build, rows_of
+from workbench.device.machine import describe
 
 TUNED = ("keeper[tune=1]", "cpu", "--format", "json")
 
@@ -24,6 +26,14 @@ def test_the_device_is_searched_once_for_all_builds(keeper: Run, tmp_path: Path)
     shown = json.loads(keeper("engines", "show", rows[0]["key"]).stdout)
     assert shown["recipe"]["tuning"] not in ("device", "none", "")
     assert (tmp_path / "builds").read_text().splitlines().count("tuned") == 1
+    (data,) = (tmp_path / "engines" / ".tuning").iterdir()
+    shutil.rmtree(data)
+    again = one_row(keeper, "--tune")  # chooses the same, and takes another time
+    assert (again["key"], again["built"]) == (rows[0]["key"], False)
+    listed = json.loads(keeper("engines", "list", "--format", "json").stdout)
+    assert [row["timed_on"] for row in listed] == [describe("cpu").name] * 2
+    shown = [json.loads(keeper("engines", "show", row["key"]).stdout) for row in listed]
+    assert [each["timed_on"] for each in shown] == [row["timed_on"] for row in listed]
 
 
 def test_damaged_tuning_data_are_a_reason_and_go(keeper: Run, tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from backends import registry
-from backends.contract import Artefact, Keeper, Shapes, Target
+from backends.contract import Artefact, Keeper, MadeFor, Shapes, Target, Unsupported
 from models.checkpoint import Weights
+from tests.contract.reference import LLAMA
 from workbench.building.machine_code import inspect
+from workbench.building.targets import aim
 from workbench.caches import compiler_environment
 
 HERE = Target("cpu", "float32", platform.machine())
@@ -37,6 +40,7 @@ def keeper(
 
 def test_three_backends_or_more_keep_what_they_build() -> None:
     assert {"xla", "iree", "onnxruntime", "tvm"} <= set(KEEPERS)
+    assert {registry.find(name).made_for for name in KEEPERS} == set(get_args(MadeFor))
 
 
 def logits_of(keeper: Keeper, artefact: Artefact, weights: Weights) -> np.ndarray:
@@ -70,6 +74,25 @@ def test_an_opened_artefact_is_the_engine_that_was_built(
     code = inspect(sorted(tmp_path.iterdir()), HERE.architecture)
     assert (code.fault is None) == keeper.machine_code
     assert not built.untuned
+
+
+def test_targets_that_share_an_engine_would_have_built_the_same(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if keeper.made_for == "card":
+        pytest.skip(f"{keeper.name} shares none")
+    files = []
+    for target in ("h100", "h200", *(["a100"] if keeper.made_for == "kind" else [])):
+        for name, folder in compiler_environment(tmp_path / "caches" / target).items():
+            monkeypatch.setenv(name, folder)
+        saved = tmp_path / target
+        saved.mkdir()
+        try:
+            keeper.save(keeper.build(LLAMA, SHAPES, aim(target, "float16", None), {}), saved)
+        except Unsupported as refusal:
+            pytest.skip(str(refusal))
+        files.append({path.name: path.read_bytes() for path in saved.iterdir()})
+    assert all(each == files[0] for each in files)
 
 
 def test_versions_are_told_without_the_framework(keeper: Keeper) -> None:

@@ -1,5 +1,6 @@
 """What `tvm` promises beyond the contract: nothing copied, weights outside, threads and libraries as told."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from backends import registry
 from backends.contract import Shapes, Target, Unsupported
 from backends.tvm import Tvm
+from backends.tvm.database import TRIALS, WORKLOADS
 from backends.tvm.plan import choose
 from models.checkpoint import Weights
 from tests.contract.child import threads_of
@@ -201,6 +203,11 @@ def test_options_are_settled_before_anything_is_compiled() -> None:
             choose({**alone, "library": "cublas"}, gpu)
 
 
+def plain(value: Any) -> Any:
+    """Return a list of TVM's as one of Python's, or a number."""
+    return list(value) if hasattr(value, "__len__") else int(value)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_importer_refuses_16_bits_in_its_own_words(dtype: str) -> None:
     """It makes each product float32, whatever torch made, and does not put that into a cache of 16 bits."""
@@ -219,11 +226,16 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     backend, options = Tvm(), {"tune": "1"}
     built = backend.build(weights.config, shapes, CPU, options)
     assert built.provenance.endswith("1 trials of MetaSchedule")
-    database = {name: built.payload.files[name] for name in tuning.DATABASE}
+    database = {name: built.payload.files[name] for name in (WORKLOADS, TRIALS)}
     for name, content in database.items():
         (tmp_path / name).write_bytes(content)
     products = {"qkv", "o", "gate_up", "down", "head"}  # of one token, in prefill as in decode
-    assert database["database_tuning_record.json"].count(b"\n") == len(products) + 1  # ours, then the trial
+    assert database[TRIALS].count(b"\n") == len(products) + 1  # ours, then the trial
+    records = tvm.s_tir.meta_schedule.database.JSONDatabase(work_dir=str(tmp_path)).get_all_tuning_records()
+    taken = {}
+    for record in records:  # the fastest first
+        taken.setdefault(record.workload.as_json()[0], record.trace.as_json())
+    assert json.loads(backend.choices(tmp_path)) == json.loads(json.dumps(taken, default=plain))
     target = name_target(CPU, stock=False)
     with target:
         passes = [*fusing_passes(), tvm.relax.transform.MetaScheduleApplyDatabase(str(tmp_path))]
@@ -237,13 +249,13 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     assert backend.build(weights.config, shapes, CPU, options).payload.files == built.payload.files
     elsewhere = replace(CPU, card="another", tuning=str(tmp_path))
     again = backend.build(weights.config, shapes, elsewhere, options)
-    assert {name: again.payload.files[name] for name in tuning.DATABASE} == database
+    assert {name: again.payload.files[name] for name in database} == database
     assert not again.untuned
     assert_reference_logits(backend.load(built, weights), weights, TOKENS[:1, :4], prompt=1)
     assert not calls
     backend.tune(weights.config, shapes, CPU, options, tmp_path)
     assert calls[0][2:] == (1, tmp_path)
-    (tmp_path / "database_tuning_record.json").write_text("")
+    (tmp_path / TRIALS).write_text("")
     with pytest.raises(Unsupported, match="there is nothing to keep"):
         backend.tune(weights.config, shapes, CPU, options, tmp_path)
 

@@ -11,7 +11,17 @@ from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
-from backends.contract import ANY_NUMBER, Artefact, Engine, Option, Probe, Shapes, Target, Unsupported
+from backends.contract import (
+    ANY_NUMBER,
+    Artefact,
+    Engine,
+    MadeFor,
+    Option,
+    Probe,
+    Shapes,
+    Target,
+    Unsupported,
+)
 from backends.null import NullEngine
 from models.checkpoint import Weights
 from models.config import DecoderConfig
@@ -22,6 +32,7 @@ FAULTS = ("none", "disk", "nvcc", "exception", "wrong-gpu", "source", "hang")
 class Keeper:
     name = "keeper"
     machine_code = True
+    made_for: MadeFor = "card"
     options: Mapping[str, Option] = {
         "fault": Option("what goes wrong", FAULTS),
         "tune": Option("how much it times", ANY_NUMBER),
@@ -75,6 +86,10 @@ class Keeper:
         with Path(os.environ["KEEPER_LOG"]).open("a") as log:
             log.write("tuned\n")
         (folder / "choices").write_text("kernel 7")
+        (folder / "seconds").write_text(str(time.perf_counter()))
+
+    def choices(self, folder: Path) -> str:
+        return (folder / "choices").read_text()
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         return NullEngine(artefact)

@@ -8,7 +8,7 @@ from typing import Any
 from backends.contract import Shapes
 from models.config import PRESETS
 from workbench.building.manifest import MANIFEST, Manifest, seal_files
-from workbench.building.recipe import Recipe, make_recipe
+from workbench.building.recipe import TUNES_NOTHING, Form, Recipe, make_recipe
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim
 from workbench.device.machine import Device
@@ -22,18 +22,22 @@ PROGRAM = b".target sm_80\n"
 def recipe(
     backend: str = "iree", target: str = "h100", compilers: dict[str, str] | None = None, **changes: Any
 ) -> Recipe:
-    """Return a recipe for `tiny`, with `changes` to what `make_recipe` takes."""
+    """Return a recipe for `tiny` and one card, with `changes` to what `make_recipe` and a form take."""
     here = CPU if target == "cpu" else None
-    values: dict[str, Any] = {
+    form: dict[str, Any] = {
         "backend": backend,
         "options": {},
         "config": asdict(PRESETS["tiny"]),
         "shapes": SHAPES,
+        "made_for": "card",
+    }
+    values: dict[str, Any] = {
+        "form": Form(**{name: changes.pop(name, value) for name, value in form.items()}),
         "target": aim(target, changes.pop("dtype", "float32"), here),
         "name": target,
         "here": here,
         "compilers": {"compiler": "1.0"} if compilers is None else compilers,
-        "tuning": "",
+        "tuning": TUNES_NOTHING,
     }
     return make_recipe(**(values | changes))
 

@@ -1,5 +1,6 @@
 """Which edits make a backend's rows be measured anew."""
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,7 +10,13 @@ import pytest
 
 from backends import registry
 from workbench import caches
-from workbench.caches import bytecode_environment, code_version, imported_from_backends, lowering_version
+from workbench.caches import (
+    bytecode_environment,
+    code_version,
+    imported_from_backends,
+    lowering_version,
+    name_source,
+)
 
 IDS = (None, *registry.BUILTIN)
 
@@ -55,6 +62,49 @@ def test_an_edit_touches_what_is_made_of_it(versions, path: str, touched: set[st
     before = {name: code_version(name) for name in IDS}
     after = versions(path, "edited")
     assert {name for name in IDS if before[name] != after[name]} == touched
+
+
+SOURCE = """class Plan:
+    steps: int
+    scale: float = 0.5
+
+    def run(self) -> str:
+        return f"{self.steps} steps"
+"""
+
+
+def test_comments_docstrings_and_layout_are_no_edit():
+    described = SOURCE.replace("steps: int\n", 'steps: int\n    """How many."""\n', 1)
+    described = described.replace("-> str:\n", '-> str:\n        """Run it."""\n        # as it comes\n')
+    described = '"""A plan."""\n\n' + described.replace("= 0.5", "=  0.50")
+    assert name_source(described.encode()) == name_source(SOURCE.encode())
+
+
+@pytest.mark.parametrize(
+    ("code", "edited"),
+    [
+        ("0.5", "0.25"),
+        ("float = 0.5", "float"),
+        ("steps: int", "steps: str"),
+        ('"{self.steps} steps"', '"{self.steps} step"'),
+        ("return f", "f"),
+        ("def run", "def start"),
+    ],
+)
+def test_whatever_python_reads_is_an_edit(code: str, edited: str):
+    assert name_source(SOURCE.replace(code, edited).encode()) != name_source(SOURCE.encode())
+
+
+@pytest.mark.parametrize("source", [b"def half(:", b"__global__ void add() {} // CUDA", b"\0"])
+def test_what_is_not_python_counts_by_its_bytes(source: bytes):
+    assert name_source(source) == hashlib.sha256(source).hexdigest() != name_source(source + b"#")
+
+
+def test_a_comment_touches_no_backend(versions):
+    path = "backends/contract.py"
+    before = {name: code_version(name) for name in IDS}
+    source = (Path(__file__).resolve().parents[2] / path).read_text()
+    assert versions(path, source + "\n# What a backend is.\n") == before
 
 
 @pytest.mark.parametrize("package", [False, True])

@@ -15,7 +15,7 @@ from models.errors import UserError
 from tests.unit.engines import CPU, PROGRAM, edit_manifest, put, recipe, spoil
 from workbench.building.engines import listed, verify
 from workbench.building.manifest import MANIFEST, Damaged
-from workbench.building.recipe import digest_folder, tell_difference
+from workbench.building.recipe import Tuning, tell_difference
 from workbench.building.store import EngineStore
 from workbench.building.targets import GPUS, TARGETS, aim, find_here, name_target, read_targets
 from workbench.caches import lowering_version
@@ -53,11 +53,36 @@ def test_an_engine_is_found_by_its_recipe(store: EngineStore) -> None:
         {"target": "a100"},
         {"compilers": {"compiler": "1.1"}},
         {"compilers": {"compiler": "1.0", "flags": "-O3"}},
-        {"tuning": "device"},
+        {"tuning": Tuning("none")},
+        {"tuning": Tuning("0123")},
+        {"tuning": Tuning("", "NVIDIA H100 PCIe")},
     ],
 )
 def test_whatever_changes_the_code_is_another_engine(change: dict[str, Any]) -> None:
     assert recipe(**change).key != recipe().key
+
+
+@pytest.mark.parametrize(
+    ("made_for", "sharing", "place"),
+    [
+        ("card", {"h100"}, "h100"),
+        ("architecture", {"h100", "h200"}, "sm_90"),
+        ("kind", set(GPUS), "gpu"),
+    ],
+)
+def test_devices_that_code_does_not_differ_by_share_an_engine(
+    store: EngineStore, made_for: str, sharing: set[str], place: str
+) -> None:
+    engine = put(store, recipe(made_for=made_for))
+    assert engine.folder.parent.name == place
+    assert [each.folder for each in listed(store)] == [engine.folder]
+    assert {target for target in TARGETS if store.find(recipe(target=target, made_for=made_for))} == sharing
+    untuned, timed = Tuning("none"), Tuning("0123", "NVIDIA H100 80GB HBM3")
+    same = {each: recipe(target=each, made_for=made_for, tuning=untuned).key for each in sharing}
+    assert len(set(same.values())) == 1
+    tuned = [recipe(target=each, made_for=made_for, tuning=timed) for each in sorted(sharing)]
+    assert [each.target for each in tuned] == sorted(sharing)  # what was timed suits the card alone
+    assert len({each.key for each in tuned}) == len(sharing)
 
 
 def test_an_engine_says_for_which_shapes_it_is() -> None:
@@ -70,6 +95,9 @@ def test_on_a_cpu_its_name_and_threads_change_the_code() -> None:
     assert recipe(target="cpu", here=replace(CPU, threads=4)).key != key
     assert recipe(target="cpu", here=replace(CPU, name="Other CPU")).key != key
     assert recipe(target="cpu", here=replace(CPU, memory_bytes=1, uuid="other")).key == key
+    any_cpu = recipe(target="cpu", made_for="kind")
+    assert recipe(target="cpu", made_for="kind", here=replace(CPU, threads=4, name="Other CPU")) == any_cpu
+    assert any_cpu.key != recipe(made_for="kind").key
 
 
 def test_each_backend_has_code_of_its_own() -> None:
@@ -84,7 +112,7 @@ def test_lowering_version_follows_the_backends_own_files(
     before = {name: lowering_version(name) for name in ("xla", "iree")}
 
     def changed(path: Path) -> bytes:
-        return read(path) + (b"#" if path.parent.name == "xla" else b"")
+        return read(path) + (b"\nedited" if path.parent.name == "xla" else b"# edited")
 
     monkeypatch.setattr(Path, "read_bytes", changed)
     lowering_version.cache_clear()
@@ -204,12 +232,8 @@ def test_what_is_here_is_built_for_as_it_is_and_what_is_not_by_name() -> None:
     assert set(TARGETS) == {*GPUS, "cpu"}
 
 
-def test_versions_that_differ_are_named(tmp_path: Path) -> None:
+def test_versions_that_differ_are_named() -> None:
     told = tell_difference(
         {"jaxlib": "0.11.2", "jax": "0.11.2", "ptxas": "13"}, {"jaxlib": "0.10.2", "jax": "0.11.2"}
     )
     assert told == "jaxlib 0.11.2, where here it is 0.10.2, ptxas 13, where here it is absent"
-    (tmp_path / "data").write_text("one")
-    before = digest_folder(tmp_path)
-    (tmp_path / "data").write_text("two")
-    assert digest_folder(tmp_path) != before

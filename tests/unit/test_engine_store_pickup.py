@@ -13,11 +13,9 @@ from tests.plugins.workbench_keeper import Keeper
 from tests.unit.builders import record
 from tests.unit.engines import CPU, SHAPES, put, recipe, spoil
 from tests.unit.test_rows import evidence, result
-from workbench.building import pickup
 from workbench.building.manifest import MANIFEST, Damaged, read_manifest
 from workbench.building.pickup import pick_up
-from workbench.building.questions import Answer
-from workbench.building.recipe import ON_DEVICE, UNTUNED
+from workbench.building.recipe import UNTUNED, Tuning, tuned_on
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.work import name_form, open_engine, refuse_mismatch
@@ -37,16 +35,15 @@ HERE = {"compiler": "1.0"}
 
 
 class Call:
-    """A comparison that looks into a store, with what it warned of and asked."""
+    """A comparison that looks into a store, with what it warned of."""
 
     def __init__(self, store: EngineStore) -> None:
         self.store = store
         self.warnings: list[str] = []
-        self.asked: list[str] = []
 
     def look(self, backend: str = "iree", device: Any = CPU) -> str | None:
         """Return the key of the engine that a backend's row is measured with."""
-        contestant = Contestant(backend, {}, "python", PROBE)
+        contestant = Contestant(backend, {}, "/no/python", PROBE, HERE)  # which nothing can be asked of
         found = pick_up(
             self.store,
             device,
@@ -61,51 +58,63 @@ class Call:
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    call = Call(EngineStore(tmp_path / "engines"))
-
-    def ask(named: Any, python: str, targets: Any) -> list[Answer]:
-        call.asked.append(named[0])
-        return [Answer(HERE)] * len(targets)
-
-    monkeypatch.setattr(pickup, "ask", ask)
-    return call
+def call(tmp_path: Path) -> Call:
+    return Call(EngineStore(tmp_path / "engines"))
 
 
 def test_an_engine_for_this_device_is_taken(call: Call) -> None:
     engine = put(call.store, recipe(target="cpu"))
     assert call.look() == engine.key
     assert call.warnings == []
-    assert call.asked == ["iree"]
 
 
 def test_an_engine_for_any_shapes_serves_these_and_other_models_and_options(call: Call) -> None:
     put(call.store, recipe("flashinfer", "cpu"))  # as if its kernels were for these shapes alone
     assert call.look("flashinfer") is None
     other = replace(PRESETS["tiny"], layers=9, vocab_size=7)
-    form, shapes, options = name_form("flashinfer", other, SHAPES, {"compile": ""})
-    engine = put(call.store, recipe("flashinfer", "cpu", config=form, shapes=shapes, options=options))
+    engine = put(
+        call.store, recipe(form=name_form("flashinfer", other, SHAPES, {"compile": ""}), target="cpu")
+    )
     assert call.look("flashinfer") == engine.key
 
 
 def test_an_engine_whose_kernels_were_timed_on_another_card_of_the_kind_is_not_taken(call: Call) -> None:
     sxm, pcie = (Device("cuda:0", f"NVIDIA H100 {name}", "sm_90", 1 << 34) for name in ("80GB HBM3", "PCIe"))
-    put(call.store, recipe("xla", here=pcie, tuning=ON_DEVICE))
+    put(call.store, recipe("xla", here=pcie, tuning=tuned_on(pcie)))
     assert call.look("xla", sxm) is None
     elsewhere = put(call.store, recipe("xla", tuning=UNTUNED), untuned=True)
     assert call.look("xla", sxm) == elsewhere.key
-    here = put(call.store, recipe("xla", here=sxm, tuning=ON_DEVICE))
+    put(call.store, recipe("xla", tuning=Tuning("choices", pcie.name)))
+    assert call.look("xla", sxm) == elsewhere.key
+    read = put(call.store, recipe("xla", tuning=Tuning("choices", sxm.name)))
+    assert call.look("xla", sxm) == read.key
+    call.store.remove(read.folder)
+    here = put(call.store, recipe("xla", here=sxm, tuning=tuned_on(sxm)))
     assert call.look("xla", sxm) == here.key
     assert recipe(here=sxm).key == recipe().key  # where nothing is timed the card changes nothing
 
 
-def test_nobody_is_asked_where_there_is_no_engine(call: Call) -> None:
+def test_an_engine_for_the_architecture_is_taken_on_each_of_its_cards_but_a_tuned_one_on_its_own(
+    call: Call,
+) -> None:
+    h100, h200 = (Device("cuda:0", f"NVIDIA {name}", "sm_90", 1 << 34) for name in ("H100", "H200"))
+    shared = put(call.store, recipe(made_for="architecture"))
+    xla = put(call.store, recipe("xla"))
+    assert [call.look("iree", each) for each in (h100, h200)] == [shared.key] * 2
+    assert [call.look("xla", each) for each in (h100, h200)] == [xla.key, None]
+    untuned = put(call.store, recipe("tvm", made_for="architecture", tuning=UNTUNED), untuned=True)
+    tuned = put(call.store, recipe("tvm", here=h100, tuning=tuned_on(h100), made_for="architecture"))
+    assert [call.look("tvm", each) for each in (h100, h200)] == [tuned.key, untuned.key]
+    assert call.look("iree", Device("cuda:0", "NVIDIA A100-SXM4-80GB", "sm_80", 1 << 34)) is None
+    assert call.warnings == []
+
+
+def test_engines_for_other_work_are_passed_over_in_silence(call: Call) -> None:
     put(call.store, recipe("xla", "cpu"))
     put(call.store, recipe(target="h100"))
     put(call.store, recipe(target="cpu", dtype="bfloat16"))
     assert call.look() is None
     assert call.look("eager") is None
-    assert call.asked == []
     assert call.warnings == []
 
 
@@ -132,9 +141,9 @@ def test_a_damaged_engine_is_told_of_and_not_taken(call: Call) -> None:
 def test_a_tuned_engine_goes_before_an_untuned_one_and_the_newest_first(call: Call) -> None:
     late, early = "2026-03-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
     put(call.store, recipe("xla", "cpu", tuning=UNTUNED), untuned=True, created=late)
-    first = put(call.store, recipe("xla", "cpu", tuning="one"), created=early)
+    first = put(call.store, recipe("xla", "cpu", tuning=Tuning("one", CPU.name)), created=early)
     assert call.look("xla") == first.key
-    second = put(call.store, recipe("xla", "cpu", tuning="two"), created=late)
+    second = put(call.store, recipe("xla", "cpu", tuning=Tuning("two", CPU.name)), created=late)
     assert call.look("xla") == second.key
 
 
@@ -184,7 +193,7 @@ def test_a_row_of_such_an_engine_says_cached_and_untuned() -> None:
     )
     assert written["backend"] == ("eager", "untuned")
     assert written["build"] == ("cached", "500 ms")
-    assert "without a h100 and is untuned" in row.warnings[0]
+    assert "for h100 was built without the GPU and is untuned" in row.warnings[0]
     assert flat_numbers(row, None)["build_cached_s"] == 0.5
     assert flat_numbers(row, None)["untuned"] is True
     assert from_json(to_json(row)) == row

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from backends.xla import AUTOTUNED
 from models.config import PRESETS
 from tests.unit.engines import SHAPES, edit_manifest, put, recipe, spoil
 from workbench.building import build as building
@@ -18,7 +19,7 @@ from workbench.building.engines import listed, prune, verify
 from workbench.building.manifest import TUNING_DATA
 from workbench.building.orders import Order
 from workbench.building.questions import Answer
-from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED
+from workbench.building.recipe import TUNES_NOTHING, UNTUNED, tuned_on
 from workbench.building.request import BuildRequest
 from workbench.building.store import EngineStore
 from workbench.building.targets import aim
@@ -39,6 +40,12 @@ def order(here: Device | None = H100) -> Order:
     )
 
 
+def choices(algorithm: int = 7, nanos: int = 1000) -> bytes:
+    """Return what XLA writes of one product that it has timed kernels for."""
+    result = f"gemm {{ algorithm: {algorithm} }} run_time {{ nanos: {nanos} }}"
+    return f'version: 3 results {{ device: "CUDA: 9.0" hlo: "dot" result {{ {result} }} }}'.encode()
+
+
 class Machine:
     """A machine with a store, and what its workers were told to do."""
 
@@ -47,7 +54,7 @@ class Machine:
         self.store.prepare()
         self.jobs: list[BuildJob | TuneJob] = []
         self.warnings: list[str] = []
-        self.tuned: dict[str, bytes] = {"choices": b"kernel 7"}
+        self.tuned: dict[str, bytes] = {AUTOTUNED: choices()}
         self.refusal: str | None = None
 
     def run(self, job: BuildJob | TuneJob, **_: Any) -> Outcome:
@@ -79,7 +86,7 @@ class Machine:
 
     @property
     def tuning(self) -> Path:
-        return self.store.folder(order().recipe(TUNES_NOTHING), TUNING_DATA)
+        return self.store.folder(order().data_recipe(), TUNING_DATA)
 
 
 @pytest.fixture
@@ -100,22 +107,57 @@ def test_what_was_timed_is_read_on_the_device_and_elsewhere(machine: Machine) ->
     assert machine.warnings == []
     recipes = [row.engine.manifest.recipe for row in (tuned, again, later, elsewhere) if row.engine]
     assert len({each.key for each in recipes}) == 1
-    assert recipes[0].tuning not in (ON_DEVICE, UNTUNED, TUNES_NOTHING)
+    assert recipes[0].tuning not in [each.choices for each in (tuned_on(H100), UNTUNED, TUNES_NOTHING)]
+    assert recipes[0].host == {"name": H100.name}
     assert [job.target.tuning for job in machine.jobs if isinstance(job, BuildJob)] == [str(machine.tuning)]
     assert tuned.engine is not None
     assert not tuned.engine.manifest.untuned
 
 
+@pytest.mark.parametrize(
+    ("retimed", "same"), [(choices(nanos=2000), True), (choices(algorithm=8), False), (choices() * 2, False)]
+)
+def test_the_same_choices_made_twice_are_one_engine(machine: Machine, retimed: bytes, same: bool) -> None:
+    first = machine.build(tune=True)
+    machine.store.remove(machine.tuning)
+    machine.tuned[AUTOTUNED] = retimed
+    second = machine.build(tune=True)
+    assert machine.searches == 2
+    assert first.engine is not None
+    assert second.engine is not None
+    assert (second.engine.key == first.engine.key) == same
+    assert second.built != same
+
+
+def test_what_another_card_of_the_kind_has_timed_is_told_of_and_not_used(machine: Machine) -> None:
+    pcie = replace(H100, name="NVIDIA H100 PCIe")
+    machine.build(tune=True, here=pcie)
+    row = machine.build(tune=True)
+    difference = f"were timed on {pcie.name}, and this is {H100.name}: not used"
+    assert machine.warnings == [
+        f"tuning data {machine.tuning} {difference}; without that folder --tune times anew"
+    ]
+    assert row.engine is not None
+    assert row.engine.manifest.recipe.tuning == "device"
+    assert row.engine.manifest.timed_on == H100.name
+    elsewhere = machine.build(here=None)
+    assert str(elsewhere.reason).endswith(f"timed on {pcie.name}")
+    assert len(machine.warnings) == 1
+
+
 def test_without_tuning_data_kernels_are_timed_by_the_build_or_not_at_all(machine: Machine) -> None:
     here, elsewhere = machine.build(), machine.build(here=None)
     recipes = [row.engine.manifest.recipe.tuning for row in (here, elsewhere) if row.engine]
-    assert recipes == [ON_DEVICE, UNTUNED]
+    assert recipes == ["device", "none"]
 
 
 DAMAGES = [
     (lambda folder: [path.unlink() for path in folder.iterdir()], "its manifest cannot be read"),
-    (lambda folder: (folder / "choices").write_bytes(b""), "choices has 0 of its 8 bytes"),
-    (lambda folder: spoil(folder / "choices"), "choices is not as it was written"),
+    (
+        lambda folder: (folder / AUTOTUNED).write_bytes(b""),
+        f"{AUTOTUNED} has 0 of its {len(choices())} bytes",
+    ),
+    (lambda folder: spoil(folder / AUTOTUNED), f"{AUTOTUNED} is not as it was written"),
     (edit_manifest, "its manifest is not as it was written"),
 ]
 
@@ -145,7 +187,7 @@ def test_damaged_tuning_data_are_refused_until_they_are_made_anew(
     ("tuned", "refusal", "words"),
     [
         ({}, None, "xla timed nothing"),
-        ({"choices": b"version: 3"}, "XLA timed no kernels", "XLA timed no kernels"),
+        ({AUTOTUNED: b"version: 3"}, "XLA timed no kernels", "XLA timed no kernels"),
     ],
 )
 def test_where_nothing_was_timed_nothing_is_kept_and_the_engine_is_built(
@@ -154,7 +196,7 @@ def test_where_nothing_was_timed_nothing_is_kept_and_the_engine_is_built(
     machine.tuned, machine.refusal = tuned, refusal
     row = machine.build(tune=True)
     assert row.engine is not None
-    assert row.engine.manifest.recipe.tuning == ON_DEVICE
+    assert row.engine.manifest.recipe.tuning == "device"
     assert machine.warnings == [f"--tune kept nothing for xla for h100, batch 1: {words}"]
     assert machine.store.tuning_folders() == []
 
@@ -182,7 +224,7 @@ def test_who_waits_says_for_whom_and_ends_when_told(machine: Machine) -> None:
         except KeyboardInterrupt as end:
             ends.append(end)
 
-    with machine.store.locked(order().recipe(ON_DEVICE), pytest.fail):
+    with machine.store.locked(order().recipe(tuned_on(H100)), pytest.fail):
         thread = threading.Thread(target=fill)
         thread.start()
         deadline = time.monotonic() + 10
@@ -200,16 +242,16 @@ def test_tuning_data_are_listed_verified_and_pruned(machine: Machine) -> None:
     other = put(machine.store, recipe("xla", "a100"), kind=TUNING_DATA)
     entry = next(each for each in listed(machine.store) if each.folder == machine.tuning)
     assert entry.manifest is not None
-    assert entry.manifest.note == "tuning data"
+    assert entry.manifest.note == f"tuning data, timed on {H100.name}"
     assert [verify(each).fault for each in listed(machine.store, [entry.key])] == [None]
     assert len(listed(machine.store, tuning=False)) == 1
-    spoil(machine.tuning / "choices")
+    spoil(machine.tuning / AUTOTUNED)
     os.utime(other.folder, (0, 0))
     assert [each.fault for each in map(verify, listed(machine.store)) if each.fault] == [
-        "choices is not as it was written"
+        f"{AUTOTUNED} is not as it was written"
     ]
     removed = {folder: reason.split(" for ")[0] for folder, reason in prune(machine.store, 30, pytest.fail)}
-    assert removed == {machine.tuning: "choices is not as it was written", other.folder: "not used"}
+    assert removed == {machine.tuning: f"{AUTOTUNED} is not as it was written", other.folder: "not used"}
 
 
 def test_tuning_data_that_are_read_count_as_used(machine: Machine) -> None:
@@ -221,7 +263,7 @@ def test_tuning_data_that_are_read_count_as_used(machine: Machine) -> None:
 
 def test_tuning_data_in_anothers_place_are_damage(machine: Machine) -> None:
     machine.build(tune=True)
-    foreign = machine.store.folder(replace(order().recipe(TUNES_NOTHING), dtype="bfloat16"), TUNING_DATA)
+    foreign = machine.store.folder(replace(order().data_recipe(), dtype="bfloat16"), TUNING_DATA)
     machine.tuning.rename(foreign)
     (fault,) = (each.fault for each in listed(machine.store) if each.folder == foreign)
     assert "place of another" in str(fault)

@@ -14,7 +14,21 @@ from models.config import PRESETS
 
 CPU = Target("cpu", "float32", "x86_64")
 GPU = Target("cuda:0", "bfloat16", "sm_90")
-RESULTS = 'version: 3\nresults {\n  device: "CUDA: 9.0"\n  hlo: "dot"\n}\n'
+RESULTS = """version: 3
+results {
+  device: "CUDA: 9.0"
+  hlo: "{\\n  ROOT dot\\n}"
+  result {
+    gemm {
+      algorithm: 7
+    }
+    run_time {
+      nanos: 21504
+    }
+  }
+  version: 23
+}
+"""
 
 
 def test_attention_suits_device_and_data_type() -> None:
@@ -77,3 +91,16 @@ def test_what_xla_did_not_time_is_not_kept(
     else:
         with pytest.raises(Unsupported, match="there is nothing to keep"):
             Xla().tune(*work)
+
+
+def test_how_long_a_kernel_ran_is_no_choice(tmp_path: Path) -> None:
+    found = []
+    for results in (
+        RESULTS,
+        RESULTS.replace("21504", "22016"),
+        RESULTS.replace("algorithm: 7", "algorithm: 8"),
+    ):
+        (tmp_path / AUTOTUNED).write_text(results)
+        found.append(Xla().choices(tmp_path))
+    assert found[0] == found[1] != found[2]
+    assert found[0] == RESULTS.replace("    run_time {\n      nanos: 21504\n    }\n", "")

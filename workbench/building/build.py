@@ -17,14 +17,14 @@ from workbench import __version__, units
 from workbench.building.machine_code import inspect
 from workbench.building.manifest import ENGINE, TUNING_DATA, Damaged, Manifest, seal_files
 from workbench.building.orders import Order, place_orders
-from workbench.building.recipe import ON_DEVICE, TUNES_NOTHING, UNTUNED, Recipe, digest_folder
+from workbench.building.recipe import TUNES_NOTHING, UNTUNED, Recipe, Tuning, tuned_on
 from workbench.building.request import BuildRequest
 from workbench.building.store import Engine, EngineStore
 from workbench.building.untimed import tell_untimed
 from workbench.building.work import find_keeper
-from workbench.caches import LOCKS, cache_root, compiler_environment
+from workbench.caches import LOCKS, cache_root, compiler_environment, digest
 from workbench.device.locks import DeviceLock
-from workbench.device.machine import thread_environment
+from workbench.device.machine import Device, thread_environment
 from workbench.job import BuildJob, TuneJob
 from workbench.process import Outcome, run
 from workbench.progress import Progress
@@ -114,7 +114,7 @@ class Builder:
             start = time.perf_counter()
             engine, built = self.find(recipe), False
             if engine is None:
-                self.build(order, recipe, target)
+                self.build(order, recipe, target, tuning.card)
                 start = time.perf_counter()
                 engine, built = self.store.open(self.store.folder(recipe)), True
             warm_s = order.answer.asked_s + time.perf_counter() - start
@@ -134,17 +134,20 @@ class Builder:
             self.progress.warn(f"{self.store.folder(recipe, kind)} is damaged: {damage}; it is made anew")
             return None
 
-    def build(self, order: Order, recipe: Recipe, target: Target) -> None:
-        """Build in a worker with empty caches and keep what comes out; raises Failed, OSError."""
+    def build(self, order: Order, recipe: Recipe, target: Target, card: str | None) -> None:
+        """Build in a worker with empty caches and keep what comes out; raises Failed, OSError.
+
+        `card` is the name of the device that its kernels are chosen on.
+        """
         with self.store.workspace() as work:
             folder = work / "engine"
             folder.mkdir()
             job = BuildJob(*order.named, order.config, order.shapes, target, str(folder))
             result = self.run(order, recipe, job, work / "caches").result or {}
-            code = inspect(sorted(folder.iterdir()), recipe.architecture)
+            code = inspect(sorted(folder.iterdir()), order.aim.architecture)
             if find_keeper(order.named[0]).machine_code and code.fault:
                 raise Failed("build_failed", f"what was built is not for {order.target}: {code.fault}")
-            self.keep(order, recipe, folder, code=code.found, way=code.way, **result)
+            self.keep(order, recipe, folder, code=code.found, way=code.way, timed_on=card, **result)
 
     def keep(self, order: Order, recipe: Recipe, folder: Path, **more: Any) -> None:
         """Seal a folder and put it into the store; `more` is the rest of its manifest. Raises OSError."""
@@ -158,24 +161,35 @@ class Builder:
         )
         self.store.commit(manifest, folder)
 
-    def find_tuning(self, order: Order) -> tuple[str, Target]:
+    def find_tuning(self, order: Order) -> tuple[Tuning, Target]:
         """Return where a backend's choices among kernels come from, and the target with the data if any.
 
-        Raises Failed for damaged data: an engine built without them would not be what was asked for.
+        Raises Failed for damaged data.
         """
         if not order.chooser:
             return TUNES_NOTHING, order.aim
-        if order.tuner:
-            recipe = order.recipe(TUNES_NOTHING)
-            try:
-                found = self.store.find(recipe, TUNING_DATA)
-            except Damaged as damage:
-                line = f"tuning data {self.store.folder(recipe, TUNING_DATA)} are damaged: {damage}"
-                cure = f"`build --tune` where there is a {order.target}, or remove that folder"
-                raise Failed("build_failed", f"{line}; {cure}") from damage
-            if found is not None:
-                return digest_folder(found.folder), replace(order.aim, tuning=str(found.folder))
-        return UNTUNED if order.here is None else ON_DEVICE, order.aim
+        if order.tuner and (found := self.find_data(order)):
+            choices = digest({"choices": order.tuner.choices(found.folder)})
+            return Tuning(choices, found.manifest.timed_on), replace(order.aim, tuning=str(found.folder))
+        return UNTUNED if order.here is None else tuned_on(order.here), order.aim
+
+    def find_data(self, order: Order) -> Engine | None:
+        """Return tuning data if there are any; those of another card than the one here are told of only.
+
+        Raises Failed for damaged data: an engine built without them would not be what was asked for.
+        """
+        recipe = order.data_recipe()
+        data = f"tuning data {self.store.folder(recipe, TUNING_DATA)}"
+        try:
+            found = self.store.find(recipe, TUNING_DATA)
+        except Damaged as damage:
+            cure = f"`build --tune` where there is a {order.target}, or remove that folder"
+            raise Failed("build_failed", f"{data} are damaged: {damage}; {cure}") from damage
+        if found and order.here and order.here.name != found.manifest.timed_on:
+            difference = f"were timed on {found.manifest.timed_on}, and this is {order.here.name}"
+            self.progress.warn(f"{data} {difference}: not used; without that folder --tune times anew")
+            return None
+        return found
 
     def tune(self, order: Order) -> None:
         """Write tuning data of the device, which must be here, unless they are there; raises Failed.
@@ -184,7 +198,7 @@ class Builder:
         """
         if not order.tuner:
             return
-        recipe = order.recipe(TUNES_NOTHING)
+        recipe = order.data_recipe()
         if order.here is None:
             if self.store.folder(recipe, TUNING_DATA).is_dir():
                 return  # checked where they are read
@@ -193,13 +207,13 @@ class Builder:
             if self.find(recipe, TUNING_DATA) is not None:
                 return
             try:
-                self.search(order, recipe)
+                self.search(order, recipe, order.here)
             except Failed as failure:
                 if failure.status != "unsupported":
                     raise
                 self.progress.warn(f"--tune kept nothing for {describe(order)}: {failure.reason}")
 
-    def search(self, order: Order, recipe: Recipe) -> None:
+    def search(self, order: Order, recipe: Recipe, here: Device) -> None:
         """Let a backend time in a worker with empty caches and keep what it chose; raises Failed, OSError."""
         with self.store.workspace() as work:
             folder = work / "tuning"
@@ -211,7 +225,9 @@ class Builder:
             if not any(folder.iterdir()):
                 raise Failed("unsupported", f"{order.name} timed nothing")
             described = {"definition": "", "provenance": "", "untuned": False, "code": (), "way": None}
-            self.keep(order, recipe, folder, build_s=seconds, kind=TUNING_DATA, **described)
+            self.keep(
+                order, recipe, folder, build_s=seconds, timed_on=here.name, kind=TUNING_DATA, **described
+            )
 
     def run(self, order: Order, recipe: Recipe, job: BuildJob | TuneJob, caches: Path) -> Outcome:
         """Run a job in the backend's own Python; raises Failed."""

@@ -76,12 +76,11 @@ def verify(engine: Listed) -> Listed:
         check_files(engine.manifest, engine.folder)
     except Damaged as damage:
         return Listed(engine.folder, engine.manifest, str(damage))
-    if engine.manifest.kind != ENGINE:
-        return engine
     recipe = engine.manifest.recipe
+    if engine.manifest.kind != ENGINE or not has_machine_code(recipe.backend):
+        return engine
     code = inspect([engine.folder / name for name in engine.manifest.files], recipe.architecture)
-    wanted = has_machine_code(recipe.backend)
-    return Listed(engine.folder, engine.manifest, code.fault if wanted else None)
+    return Listed(engine.folder, engine.manifest, code.fault)
 
 
 def has_machine_code(backend: str) -> bool:
@@ -174,6 +173,7 @@ def flatten(each: Listed) -> Json:
         "code": list(manifest.code),
         "versions": recipe.compilers,
         "untuned": manifest.untuned,
+        "timed_on": manifest.timed_on,
         "size_bytes": manifest.size_bytes,
         "created": manifest.created,
         "used": each.used.isoformat(timespec="seconds"),

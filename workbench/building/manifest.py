@@ -44,15 +44,19 @@ class Manifest:
     workbench: str
     files: dict[str, Json]
     """`bytes` and `sha256` of each."""
+    timed_on: str | None = None
+    """The name of the device that its kernels were chosen on by timing them; None: they were not."""
     kind: str = ENGINE
     """`engine` or `tuning data`."""
     schema: int = SCHEMA
 
     @property
     def note(self) -> str | None:
-        """Say what is special about it: no engine, the way its code gets to the device, or untuned."""
+        """Say what is special about it: no engine, the way its code gets to the device, untuned or tuned."""
         kind = self.kind if self.kind != ENGINE else None
-        return ", ".join(filter(None, (kind, self.way, "untuned" if self.untuned else None))) or None
+        untuned = "untuned" if self.untuned else None
+        timed = f"timed on {self.timed_on}" if self.timed_on else None
+        return ", ".join(filter(None, (kind, self.way, untuned, timed))) or None
 
     @property
     def size_bytes(self) -> int:

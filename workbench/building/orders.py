@@ -1,14 +1,14 @@
 """The engines that a call of `build` wants: every backend, target and shape, with what shapes each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends import registry
 from backends.contract import Chooser, Keeper, Shapes, Target, Tuner, Unsupported
 from models.config import DecoderConfig
 from models.errors import UserError
 from workbench.building.questions import Answer, ask_all
-from workbench.building.recipe import Recipe, make_recipe
+from workbench.building.recipe import TUNES_NOTHING, Form, Recipe, Tuning, make_recipe
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
 from workbench.building.work import find_keeper, name_form
@@ -46,24 +46,26 @@ class Order:
         return isinstance(backend, Chooser) and backend.tunes(self.aim, self.named[1])
 
     @property
-    def tuner(self) -> bool:
-        """Whether what it times serves builds elsewhere, too."""
-        return self.chooser and isinstance(registry.find(self.named[0]), Tuner)
+    def tuner(self) -> Tuner | None:
+        """The backend, if what it times serves builds elsewhere, too."""
+        backend = registry.find(self.named[0])
+        return backend if self.chooser and isinstance(backend, Tuner) else None
 
-    def recipe(self, tuning: str) -> Recipe:
+    @property
+    def form(self) -> Form:
+        """What the backend's engines differ by."""
+        return name_form(self.named[0], self.config, self.shapes, self.named[1])
+
+    def recipe(self, tuning: Tuning) -> Recipe:
         """Return what the engine is made of; the backend must have told its compilers."""
-        config, shapes, options = name_form(self.named[0], self.config, self.shapes, self.named[1])
-        return make_recipe(
-            self.named[0],
-            options,
-            config,
-            shapes,
-            self.aim,
-            self.target,
-            self.here,
-            self.answer.compilers or {},
-            tuning,
-        )
+        return self._make_recipe(self.form, tuning)
+
+    def data_recipe(self) -> Recipe:
+        """Return what tuning data are made of: they are for one target, whoever shares untuned engines."""
+        return self._make_recipe(replace(self.form, made_for="card"), TUNES_NOTHING)
+
+    def _make_recipe(self, form: Form, tuning: Tuning) -> Recipe:
+        return make_recipe(form, self.aim, self.target, self.here, self.answer.compilers or {}, tuning)
 
 
 def place_orders(request: BuildRequest) -> list[Order]:

@@ -6,8 +6,7 @@ from backends import registry
 from backends.contract import Keeper, Shapes
 from models.config import DecoderConfig
 from workbench.building.manifest import Damaged, Manifest, read_manifest
-from workbench.building.questions import ask
-from workbench.building.recipe import ON_DEVICE, Recipe, describe_host, make_recipe, tell_difference
+from workbench.building.recipe import UNTUNED, Recipe, make_recipe, tell_difference, tuned_on
 from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
 from workbench.building.work import name_form
@@ -37,15 +36,15 @@ def pick_up(
             continue
         if not isinstance(registry.find(contestant.backend), Keeper):
             continue
-        named, target, compilers = (contestant.backend, contestant.options), aim(name, dtype, device), None
+        target = aim(name, dtype, device)
         for shapes in (group.shapes for group in groups):
-            form, keyed, options = name_form(contestant.backend, config, shapes, contestant.options)
-            recipe = make_recipe(contestant.backend, options, form, keyed, target, name, device, {}, "")
-            works = [recipe.work(), {**recipe.work(), "host": describe_host(device, ON_DEVICE)}]
+            form = name_form(contestant.backend, config, shapes, contestant.options)
+            recipe, tuned = (
+                make_recipe(form, target, name, device, {}, tuning) for tuning in (UNTUNED, tuned_on(device))
+            )
+            works = [recipe.work(), tuned.work()]
             candidates = [each for each in manifests if each.recipe.work() in works]
-            if candidates and compilers is None:
-                compilers = ask(named, contestant.python, [target])[0].compilers or {}
-            engine = choose(store, candidates, recipe, compilers or {}, warn)
+            engine = choose(store, candidates, recipe, contestant.made_by, warn)
             if engine is not None:
                 found[contestant.name, shapes] = engine
     return found

@@ -1,12 +1,11 @@
 """What an engine is made of: the store finds it by that. Pure, but for a look at our own code."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from backends.contract import Shapes, Target
+from backends.contract import MadeFor, Shapes, Target
+from workbench.building.targets import name_place
 from workbench.caches import digest, lowering_version
 from workbench.device.machine import Device, instruction_sets
 from workbench.job import Json
@@ -14,7 +13,37 @@ from workbench.record import backend_name
 
 MADE_BY = ("code", "compilers", "tuning")
 """Fields of a recipe that say what makes the engine; the others say what it is for."""
-ON_DEVICE, UNTUNED, TUNES_NOTHING = "device", "none", ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Where the choices among kernels come from that a `Chooser` times."""
+
+    choices: str
+    """`device`, `none` or a digest of tuning data; empty where there is nothing to choose."""
+    card: str | None = None
+    """The name of the device that they were timed on; None: nothing was timed."""
+
+
+TUNES_NOTHING, UNTUNED = Tuning(""), Tuning("none")
+
+
+def tuned_on(device: Device) -> Tuning:
+    """Say that a build on this device times there what it chooses."""
+    return Tuning("device", device.name)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of some work, and of the device it is for, the engines of a backend differ by."""
+
+    backend: str
+    options: dict[str, str]
+    config: Json
+    """Fields of `DecoderConfig`."""
+    shapes: Shapes | None
+    """None where they change nothing."""
+    made_for: MadeFor
 
 
 @dataclass(frozen=True)
@@ -30,8 +59,9 @@ class Recipe:
     shapes: Json
     """As `contract.Shapes` has them; empty where the engine serves all."""
     target: str
-    """A name of `targets.TARGETS`."""
+    """A name of `targets.PLACES`."""
     architecture: str
+    """Empty where an engine serves all of a kind."""
     host: Json
     """Of an engine for a CPU its `name`, `threads` and `instructions`, of one whose kernels were timed on a
     GPU the `name` of that: they suit what was there. Else empty."""
@@ -40,8 +70,7 @@ class Recipe:
     compilers: dict[str, str]
     """Versions, by package."""
     tuning: str
-    """Where the choices among kernels come from that a `Tuner` times: `device`, `none` or a digest of tuning
-    data; empty for other backends."""
+    """As `Tuning.choices` has it."""
 
     @property
     def key(self) -> str:
@@ -65,51 +94,38 @@ class Recipe:
 
 
 def make_recipe(
-    backend: str,
-    options: Mapping[str, str],
-    config: Json,
-    shapes: Shapes | None,
+    form: Form,
     target: Target,
     name: str,
     here: Device | None,
     compilers: Mapping[str, str],
-    tuning: str,
+    tuning: Tuning,
 ) -> Recipe:
     """Write down what an engine is for and what makes it.
 
-    `shapes` is None where they change nothing; `name` is the target's, `here` the device of this machine
-    that it is.
+    `name` is the target's, `here` the device of this machine that it is. What was timed suits one card.
     """
+    made_for, shapes = "card" if tuning.card else form.made_for, form.shapes
     return Recipe(
-        backend=backend,
-        options=dict(options),
-        config=config,
+        backend=form.backend,
+        options=form.options,
+        config=form.config,
         dtype=target.dtype,
         shapes={**dataclasses.asdict(shapes), "prompts": list(shapes.prompts)} if shapes else {},
-        target=name,
-        architecture=target.architecture,
-        host=describe_host(here, tuning),
-        code=lowering_version(backend),
+        target=name_place(name, target, made_for),
+        architecture="" if made_for == "kind" else target.architecture,
+        host={} if made_for == "kind" else describe_host(here, tuning.card),
+        code=lowering_version(form.backend),
         compilers=dict(compilers),
-        tuning=tuning,
+        tuning=tuning.choices,
     )
 
 
-def describe_host(here: Device | None, tuning: str) -> Json:
-    """Name the device here that an engine is adapted to: of one target there are unlike cards."""
-    if here is None or (here.is_gpu and tuning != ON_DEVICE):
-        return {}
-    if here.is_gpu:
-        return {"name": here.name}
+def describe_host(here: Device | None, card: str | None) -> Json:
+    """Name what an engine is adapted to: of one target there are unlike processors, and unlike cards."""
+    if here is None or here.is_gpu:
+        return {"name": card} if card else {}
     return {"name": here.name, "threads": here.threads, "instructions": instruction_sets()}
-
-
-def digest_folder(folder: Path) -> str:
-    """Name what lies in a folder of tuning data."""
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        content.update(path.name.encode() + b"\0" + path.read_bytes())
-    return content.hexdigest()[:16]
 
 
 def tell_difference(built: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -1,4 +1,6 @@
-"""The engine store: a folder an engine, `TARGET/BACKEND-KEY`, whole or not there at all.
+"""The engine store: a folder an engine, `PLACE/BACKEND-KEY`, whole or not there at all.
+
+A place is a target, or what those have in common that share the engine: `h100`, `sm_90`, `gpu`.
 
 So are tuning data, `.tuning/KEY`: one folder for all engines that differ in nothing but their tuning.
 """
@@ -23,14 +25,14 @@ from workbench.building.manifest import (
     write_manifest,
 )
 from workbench.building.recipe import Recipe
-from workbench.building.targets import TARGETS
+from workbench.building.targets import PLACES
 from workbench.caches import cache_root
 from workbench.process import POLL_S
 from workbench.store import slug
 
 UNFINISHED, LOCKS, TUNING = ".unfinished", ".locks", ".tuning"
 ENGINE_FOLDER, TUNING_FOLDER = re.compile(r".+-[0-9a-f]{16}"), re.compile(r"[0-9a-f]{16}")
-"""How folders of engines, below their target, and of tuning data are named. All else is not the store's."""
+"""How folders of engines, in their place, and of tuning data are named. All else is not the store's."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class EngineStore:
         """
         if self.named and not self.root.is_dir():
             raise UserError(f"--engines {self.root}: there is no such folder; `build` makes it")
-        return [path for target in sorted(TARGETS) for path in self._named(target, ENGINE_FOLDER)]
+        return [path for place in sorted(PLACES) for path in self._named(place, ENGINE_FOLDER)]
 
     def tuning_folders(self) -> list[Path]:
         """List the folders of all tuning data, damaged ones too."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from backends.contract import Target
+from backends.contract import MadeFor, Target
 from backends.registry import nearest
 from models.errors import UserError
 from workbench.device.machine import Device, describe
@@ -12,6 +12,9 @@ from workbench.device.nvml import gpu_names
 GPUS = {"h100": "sm_90", "h200": "sm_90", "a100": "sm_80", "l40s": "sm_89", "b200": "sm_100"}
 """Compute capabilities; what each compiler makes of one is its own affair."""
 TARGETS = (*GPUS, "cpu")
+ANY_GPU = "gpu"
+PLACES = (*TARGETS, *dict.fromkeys(GPUS.values()), ANY_GPU)
+"""All that `name_place` may return."""
 
 
 def read_targets(text: str) -> tuple[str, ...]:
@@ -46,3 +49,10 @@ def aim(name: str, dtype: str, here: Device | None) -> Target:
     if here is not None:
         return Target(here.device, dtype, here.architecture)
     return Target("cuda:0", dtype, GPUS[name], card=name)
+
+
+def name_place(name: str, target: Target, made_for: MadeFor) -> str:
+    """Name the devices that share what is built for one of them: by itself, its architecture, or all GPUs."""
+    if made_for == "card" or not target.on_gpu:
+        return name
+    return target.architecture if made_for == "architecture" else ANY_GPU

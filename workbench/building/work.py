@@ -15,7 +15,7 @@ from backends.contract import Artefact, Backend, Keeper, Shapes, Sharer, Target,
 from models.config import DecoderConfig
 from workbench.building.machine_code import HOSTS, inspect
 from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
-from workbench.building.recipe import tell_difference
+from workbench.building.recipe import Form, tell_difference
 from workbench.events import Events
 from workbench.job import BuildJob, CompilersJob, Json, TuneJob
 
@@ -31,18 +31,16 @@ def find_keeper(name: str) -> Keeper:
     return backend
 
 
-def name_form(
-    name: str, config: DecoderConfig, shapes: Shapes, options: Mapping[str, str]
-) -> tuple[Json, Shapes | None, dict[str, str]]:
-    """Return what of a model's form, of the shapes and of the options a backend's engines differ by.
+def name_form(name: str, config: DecoderConfig, shapes: Shapes, options: Mapping[str, str]) -> Form:
+    """Return what of a model, of the shapes and of the options a backend's engines differ by.
 
-    No shapes: they serve all. Raises as `find_keeper`.
+    Raises as `find_keeper`.
     """
-    keeper, form = find_keeper(name), asdict(config)
+    keeper, fields = find_keeper(name), asdict(config)
     if not isinstance(keeper, Sharer):
-        return form, shapes, dict(options)
+        return Form(name, dict(options), fields, shapes, keeper.made_for)
     kept = {key: value for key, value in options.items() if key not in keeper.idle}
-    return {key: form[key] for key in keeper.shaped_by}, None, kept
+    return Form(name, kept, {key: fields[key] for key in keeper.shaped_by}, None, keeper.made_for)
 
 
 def tell_compilers(job: CompilersJob) -> Json:
@@ -141,7 +139,7 @@ def refuse_mismatch(manifest: Manifest, folder: Path, target: Target, compilers:
         raise Unsupported(
             f"the engine {recipe.key} was built on {hosts[0]}, and this is {platform.machine()}"
         )
-    if target.device == "cpu" and recipe.architecture.startswith("sm_"):
+    if target.device == "cpu" and recipe.target != "cpu":
         raise Unsupported(f"the engine {recipe.key} is for {recipe.target}, and this is a CPU")
     if recipe.compilers != compilers:
         raise Unsupported(

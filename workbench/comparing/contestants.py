@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from backends import registry
 from backends.contract import Probe, Target
@@ -32,6 +32,8 @@ class Contestant:
     options: dict[str, str]
     python: str
     probe: Probe
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    """The versions of what makes its artefacts, if it can keep them: `contract.Keeper.compilers`."""
 
     @property
     def name(self) -> str:
@@ -96,9 +98,9 @@ def choose(named: tuple[Named, ...] | None, target: Target, pythons: Mapping[str
     answers = ask_all([ProbeJob(name, target, tuple(each)) for name, each in choices.items()], pythons)
     found = []
     for name, options in wanted:
-        probe, made_by = answers[name]
-        versions = {**made_by[choices[name].index(options)], **probe.versions, **set_variables()}
-        probe = replace(probe, versions=versions)
-        found.append(Contestant(name, options, pythons.get(name, sys.executable), probe))
+        probe, made_by_choice = answers[name]
+        made_by = made_by_choice[choices[name].index(options)]
+        probe = replace(probe, versions={**made_by, **probe.versions, **set_variables()})
+        found.append(Contestant(name, options, pythons.get(name, sys.executable), probe, made_by))
     usable = [each for each in found if each.obstacle(target.device, target.dtype) is None]
     return found if named is not None else usable
