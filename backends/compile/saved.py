@@ -23,6 +23,7 @@ GROUP, ROOT = "__grp__", b"[ROOT]"
 
 def save_programs(backend: Backend, artefact: Artefact, folder: Path) -> None:
     """Compile every shape of an artefact, with weights that are drawn, and copy this process's caches."""
+    keep_kernels_apart()
     target, shapes = artefact.target, artefact.shapes
     engine = backend.load(artefact, draw(artefact.config, target.dtype, torch.device(target.device)))
     run_first(engine, [np.zeros((shapes.batch, length), np.int32) for length in shapes.prompts])
@@ -43,6 +44,7 @@ def open_programs(artefact: Artefact, folder: Path) -> None:
     made, here = (folder / DEVICE).read_text(), describe_device(artefact.target)
     if made != here:
         raise Unsupported(f"the engine was compiled for {made}, and this is {here}: build it here")
+    keep_kernels_apart()
     roots = cache_folders()
     with tarfile.open(folder / CACHES) as copy:
         for entry in copy:
@@ -50,6 +52,15 @@ def open_programs(artefact: Artefact, folder: Path) -> None:
             root, file = roots[cache], copy.extractfile(entry)
             assert file is not None, "only files were put there"
             put(root / name, moved(root / name, ROOT, os.fsencode(root), file.read()))
+
+
+def keep_kernels_apart() -> None:
+    """Have this process look for kernels in Triton's cache alone, not in bundles beside their graphs.
+
+    What is in a bundle remembers the folder it was made in: there it would look for its fastest blocks, find
+    none, time them anew and write them down.
+    """
+    torch._inductor.config.bundle_triton_into_fx_graph_cache = False
 
 
 def cache_folders() -> dict[str, Path]:

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch._dynamo.utils import counters  # noqa: E402
+from torch._inductor.triton_bundler import TritonBundler  # noqa: E402
 
 from backends import registry  # noqa: E402
 from backends.compile import Compile  # noqa: E402
@@ -31,12 +32,15 @@ class Kept:
     folder: Path
     compiled: set[str]
     """The libraries that its compiler made."""
+    bundled: bool
+    """Whether kernels were bundled with their graphs."""
 
 
 def point(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """Let the caches lie in a folder, as workers do."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "triton"))
+    torch._inductor.config.bundle_triton_into_fx_graph_cache = True  # as torch has it
     torch._dynamo.reset()
     counters.clear()
     return folder
@@ -60,7 +64,9 @@ def kept(tmp_path_factory: pytest.TempPathFactory, open_family: Callable[[str, s
         (caches / GROUP).write_text(f'{{"kernel.cubin": "{caches}/triton/KEY/kernel.cubin"}}')
         artefact = backend.build(weights.config, SHAPES, HERE, {})
         backend.save(artefact, folder)
-    return Kept(backend, replace(artefact, payload=None, warnings=()), weights, folder, libraries(caches))
+        bundled = TritonBundler.is_enabled()
+    opened = replace(artefact, payload=None, warnings=())
+    return Kept(backend, opened, weights, folder, libraries(caches), bundled)
 
 
 def test_nothing_is_compiled_that_was(kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,6 +77,15 @@ def test_nothing_is_compiled_that_was(kept: Kept, monkeypatch: pytest.MonkeyPatc
     engine.close()
     assert (counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]) == (2, 0)
     assert libraries(caches) == kept.compiled != set()
+
+
+def test_no_kernel_is_bundled_since_a_bundle_leads_back_to_the_folder_of_the_build(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    point(monkeypatch, tmp_path)
+    assert TritonBundler.is_enabled()
+    kept.backend.open(kept.artefact, kept.folder)
+    assert not kept.bundled and not TritonBundler.is_enabled()
 
 
 def test_paths_in_the_copy_lead_to_where_it_is_put(
