@@ -1,11 +1,12 @@
-"""Read README.md and that of the results: the commands, and what is written as code."""
+"""Read README.md, that of the backends and that of the results: the commands, and what is written as code."""
 
 import re
 import shlex
 
 from tests.cli.conftest import ROOT
 
-TEXT = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "results/README.md"))
+FILES = ("README.md", "backends/README.md", "results/README.md")
+TEXT = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in FILES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

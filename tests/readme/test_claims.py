@@ -88,7 +88,7 @@ def test_variables_are_read_somewhere() -> None:
 
 
 def test_five_steps_name_the_whole_contract() -> None:
-    steps = TEXT.partition("five steps")[2].partition("\n## ")[0]
+    steps = TEXT.partition("## Add a backend in five steps")[2].partition("\n## ")[0]
     engine = {name for name in vars(Engine) if not name.startswith("_")}
     assert {"stage", "prefill", "decode", "rewind"} <= engine
     missing = [word for word in (*REQUIRED, *engine, ENTRY_POINTS) if f"`{word}`" not in steps]
