@@ -14,11 +14,11 @@ from workbench.comparing import dryrun
 from workbench.comparing.campaign import Campaign
 from workbench.comparing.contestants import Contestant, choose
 from workbench.comparing.entries import Entry, enter
-from workbench.comparing.plan import PlannedGroup, plan
 from workbench.comparing.request import Request, Settings, settle
 from workbench.comparing.source import foresee, prepare, read_model
 from workbench.device.locks import DeviceLock
 from workbench.device.machine import Device, describe, resolve_device
+from workbench.plan import PlannedGroup, plan
 from workbench.progress import Progress
 from workbench.ratios import find_ratios
 from workbench.record import Record

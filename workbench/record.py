@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from workbench.caches import digest
-from workbench.comparing.plan import PHASES
 from workbench.job import Json
+from workbench.plan import PHASES
 
 SCHEMA = 4
 READ_SCHEMAS = (1, 2, 3, 4)

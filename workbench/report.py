@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench import units
-from workbench.comparing.plan import PlannedRow
 from workbench.device import datasheets
 from workbench.kernel_lines import kernel_lines
+from workbench.plan import PlannedRow
 from workbench.ratios import Ratio, workload_of
 from workbench.record import UNFINISHED, UNSAVED, Record
 from workbench.winner import name_winner, write_ratio

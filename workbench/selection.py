@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from models.errors import UserError
 from workbench.caches import digest
-from workbench.comparing.plan import PHASES
+from workbench.plan import PHASES
 from workbench.ratios import Ratio, difference, find_ratios, unlike, workload_of
 from workbench.record import Record, device_identity, method, work_of
 from workbench.report import Report, short_title

@@ -14,8 +14,8 @@ from models.errors import UserError
 from tests.unit.builders import record
 from workbench.comparing.contestants import Contestant
 from workbench.comparing.entries import Entry
-from workbench.comparing.plan import PlannedGroup, PlannedRow
 from workbench.comparing.request import Request
+from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import ProcessRun, Record
 from workbench.store import Store
 from workbench.tracking import against, verdict_lines

@@ -8,15 +8,15 @@ import pytest
 from backends.contract import Probe
 from models.config import PRESETS
 from models.work import Work, decode_work, prefill_work
+from workbench.comparing.bursts import FIRST_PAUSE_S, plan_bursts
 from workbench.comparing.contestants import Contestant
 from workbench.comparing.entries import Entry, enter
-from workbench.comparing.plan import PHASES, Workload, plan
 from workbench.comparing.request import Settings
 from workbench.comparing.source import Source
 from workbench.device import ceilings
-from workbench.device.bursts import FIRST_PAUSE_S, plan_bursts
 from workbench.device.machine import Device
 from workbench.job import BurstJob, RowResult
+from workbench.plan import PHASES, Workload, plan
 from workbench.store import Store
 
 TINY = PRESETS["tiny"]

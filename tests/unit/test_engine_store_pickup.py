@@ -20,14 +20,14 @@ from workbench.building.store import EngineStore
 from workbench.building.targets import aim
 from workbench.building.work import name_form, open_engine, refuse_mismatch
 from workbench.comparing.contestants import Contestant
-from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.rows import find_builds, finish
 from workbench.device.machine import Device
 from workbench.events import classify
 from workbench.exports import flat_numbers
 from workbench.job import RowResult
+from workbench.plan import PlannedGroup
 from workbench.record import from_json, row_key, to_json
 from workbench.report import cells
-from workbench.rows import find_builds, finish
 from workbench.selection import identity
 
 PROBE = Probe(devices=("cpu", "cuda"), dtypes=("float32",))

@@ -7,7 +7,7 @@ import pytest
 from models.config import PRESETS
 from models.errors import UserError
 from workbench.checking.checks import FORCED_STEPS, capacity_for
-from workbench.comparing.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
+from workbench.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
 
 TINY = PRESETS["tiny"]
 

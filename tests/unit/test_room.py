@@ -2,8 +2,8 @@
 
 import pytest
 
-from workbench.comparing.plan import MOST_SEQUENCES
-from workbench.device.room import Room, largest_fit
+from workbench.comparing.room import Room, largest_fit
+from workbench.plan import MOST_SEQUENCES
 
 GIB = 1 << 30
 ROOM = Room(

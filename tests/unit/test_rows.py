@@ -7,10 +7,10 @@ import pytest
 
 from models.work import Work
 from tests.unit.builders import record
+from workbench.comparing.room import Room
+from workbench.comparing.rows import Evidence, finish, summarise_ceilings
 from workbench.device.conditions import Sighting, summarise
-from workbench.device.room import Room
 from workbench.job import RowResult
-from workbench.rows import Evidence, finish, summarise_ceilings
 
 BLANK = record(status="missing")
 MIB = 1 << 20

@@ -11,16 +11,16 @@ from backends.contract import Probe
 from models.config import PRESETS
 from tests.unit.builders import record
 from workbench import measure, report
+from workbench.comparing.bursts import plan_bursts
 from workbench.comparing.contestants import Contestant
 from workbench.comparing.entries import Entry, enter
-from workbench.comparing.plan import PHASES, SLOPE_LEAD, PlannedRow, Workload, plan, with_slopes
 from workbench.comparing.request import Settings
 from workbench.comparing.source import Source
-from workbench.device.bursts import plan_bursts
 from workbench.device.machine import Device
 from workbench.harness import Samples, time_slope
 from workbench.job import RowJob, RowResult
 from workbench.measure import NO_SLOPE, take_samples, time_row
+from workbench.plan import PHASES, SLOPE_LEAD, PlannedRow, Workload, plan, with_slopes
 from workbench.ratios import difference, find_ratios
 from workbench.record import Record
 from workbench.selection import select

@@ -22,14 +22,14 @@ from workbench.building.manifest import Manifest
 from workbench.building.store import EngineStore
 from workbench.caches import LOCKS, cache_root, compiler_environment
 from workbench.checking.checks import capacity_for
-from workbench.checking.golden_files import SEED, GoldenFiles
 from workbench.comparing.builds import builds_root, prune_builds
-from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.golden_files import SEED, GoldenFiles
 from workbench.comparing.request import Request, settle
 from workbench.comparing.source import prepare
 from workbench.device.locks import DeviceLock
 from workbench.device.machine import Device, describe, resolve_device, thread_environment
 from workbench.job import GroupJob, MeasureJob, read_shapes
+from workbench.plan import PlannedGroup
 from workbench.process import run
 from workbench.progress import Progress
 from workbench.report import foldable, stdout

@@ -12,10 +12,10 @@ from workbench.building.recipe import TUNES_NOTHING, Form, Recipe, Tuning, make_
 from workbench.building.request import BuildRequest
 from workbench.building.targets import aim, devices_here, find_here
 from workbench.building.work import find_keeper, name_form
-from workbench.comparing.plan import plan
 from workbench.comparing.request import Named
 from workbench.comparing.source import read_model
 from workbench.device.machine import Device
+from workbench.plan import plan
 from workbench.record import backend_name
 
 

@@ -11,8 +11,8 @@ from workbench.building.store import Engine, EngineStore
 from workbench.building.targets import aim, name_target
 from workbench.building.work import name_form
 from workbench.comparing.contestants import Contestant
-from workbench.comparing.plan import PlannedGroup
 from workbench.device.machine import Device
+from workbench.plan import PlannedGroup
 
 Engines = Mapping[tuple[str, Shapes], Engine]
 """By the contestant's name and the engine's shapes."""

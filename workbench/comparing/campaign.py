@@ -7,21 +7,21 @@ from pathlib import Path
 from models.errors import UserError
 from workbench.building.store import Engine
 from workbench.caches import cache_root, code_version, compiler_environment, digest
-from workbench.checking.golden_files import SEED, GoldenFiles
 from workbench.comparing.builds import builds_root, open_build, prune_builds, recall_build, remember_build
+from workbench.comparing.bursts import plan_bursts
 from workbench.comparing.contestants import Contestant
 from workbench.comparing.entries import Entry
-from workbench.comparing.plan import PlannedGroup
+from workbench.comparing.golden_files import SEED, GoldenFiles
 from workbench.comparing.request import Settings
+from workbench.comparing.rows import finish, gather
 from workbench.comparing.source import Source
 from workbench.comparing.turn import Turn
-from workbench.device.bursts import plan_bursts
 from workbench.device.machine import Device, thread_environment
 from workbench.job import CeilingsJob, GroupJob, Json, MeasureJob, RowJob, RowResult
+from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
 from workbench.record import UNFINISHED, UNSAVED
-from workbench.rows import finish, gather
 from workbench.store import Store, slug
 
 PROCESS_S = 15.0

@@ -19,14 +19,14 @@ from workbench.checking.checks import FORCED_STEPS, check_lengths, workload_toke
 from workbench.clock import Clock
 from workbench.comparing.campaign import row_s
 from workbench.comparing.entries import Entry
-from workbench.comparing.plan import PlannedGroup, PlannedRow
 from workbench.comparing.request import Settings
+from workbench.comparing.rows import least_work
 from workbench.device.machine import Device
 from workbench.job import RowJob
 from workbench.measure import take_samples
+from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import Record
 from workbench.report import foldable, stdout
-from workbench.rows import least_work
 
 GUESSES = {
     "cpu": Work(bytes=20 * 10**9, flops=100 * 10**9),

@@ -12,12 +12,12 @@ from workbench.building.pickup import Engines
 from workbench.building.store import Engine
 from workbench.caches import code_version
 from workbench.comparing.contestants import Contestant
-from workbench.comparing.plan import PlannedGroup, PlannedRow, with_slopes
 from workbench.comparing.request import Settings
 from workbench.comparing.source import Source
 from workbench.device.machine import Device
 from workbench.gate import GATE
 from workbench.job import Json, RowResult
+from workbench.plan import PlannedGroup, PlannedRow, with_slopes
 from workbench.record import Record, method, row_key
 from workbench.stopping import STOPPING
 from workbench.store import Store

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backends.registry import parse_list
 from models.errors import UserError
-from workbench.comparing.plan import CPU_DEFAULT, DTYPES, GPU_DEFAULT, PHASES, Workload
+from workbench.plan import CPU_DEFAULT, DTYPES, GPU_DEFAULT, PHASES, Workload
 from workbench.pythons import read_pythons
 
 Named = tuple[str, dict[str, str]]

@@ -10,14 +10,14 @@ from models.config import PRESETS
 from models.work import Work, weight_bytes
 from workbench import units
 from workbench.caches import digest
-from workbench.comparing.plan import PlannedRow
+from workbench.comparing.rows import least_work
 from workbench.device.ceilings import CACHE_FACTOR
 from workbench.job import Json
 from workbench.page.cards import Card
 from workbench.page.rows import Row, Section, device_name
+from workbench.plan import PlannedRow
 from workbench.record import Record
 from workbench.report import row_title, short_title
-from workbench.rows import least_work
 
 COLUMNS = {
     "backend": "backend",

@@ -13,10 +13,10 @@ from models.errors import UserError, one_line
 from workbench.caches import digest
 from workbench.compare import measure, resolve
 from workbench.comparing.entries import Entry, protocol
-from workbench.comparing.plan import PlannedRow
 from workbench.comparing.source import prepare
 from workbench.job import Json
 from workbench.options import INSTALL_TRACK, USAGE
+from workbench.plan import PlannedRow
 from workbench.progress import Progress
 from workbench.ratios import samples
 from workbench.record import Record, backend_name, device_kind, method

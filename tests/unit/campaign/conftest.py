@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.campaign.workers import CPU, Call, Workers
-from workbench.checking import golden_files
-from workbench.comparing import campaign, turn
+from workbench.comparing import campaign, golden_files, turn
 from workbench.device.watch import Watch
 
 

@@ -13,11 +13,10 @@ from tests.unit.campaign.workers import Call, Workers, report_all, result
 from tests.unit.engines import put, recipe
 from workbench import job as jobs
 from workbench.building.store import EngineStore
-from workbench.checking import golden_files
-from workbench.comparing import builds, campaign
+from workbench.comparing import builds, campaign, golden_files
 from workbench.comparing import entries as rows_on_the_way
-from workbench.comparing.plan import Workload
 from workbench.job import MeasureJob
+from workbench.plan import Workload
 from workbench.process import Outcome
 
 

@@ -12,11 +12,11 @@ import pytest
 from models.errors import UserError
 from tests.unit.campaign.workers import Call, Workers, interrupt, result, statuses
 from workbench import job as jobs
-from workbench.checking import golden_files
+from workbench.comparing import golden_files
 from workbench.comparing.campaign import Campaign
 from workbench.comparing.contestants import Contestant
-from workbench.comparing.plan import PHASES, Workload
 from workbench.job import MeasureJob
+from workbench.plan import PHASES, Workload
 from workbench.process import Outcome
 from workbench.record import UNFINISHED, UNSAVED
 from workbench.store import Store

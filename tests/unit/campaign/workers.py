@@ -14,11 +14,11 @@ from workbench.building.store import Engine
 from workbench.comparing.campaign import Campaign
 from workbench.comparing.contestants import Contestant
 from workbench.comparing.entries import Entry, enter
-from workbench.comparing.plan import PHASES, Workload, plan
 from workbench.comparing.request import Settings
 from workbench.comparing.source import Source
 from workbench.device.machine import Device
 from workbench.job import CeilingsJob, GoldenJob, MeasureJob, RowResult
+from workbench.plan import PHASES, Workload, plan
 from workbench.process import Outcome
 from workbench.progress import Progress
 from workbench.record import from_json, to_json

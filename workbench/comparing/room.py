@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from workbench.comparing.plan import MOST_SEQUENCES
 from workbench.job import Json
+from workbench.plan import MOST_SEQUENCES
 
 
 @dataclass(frozen=True)

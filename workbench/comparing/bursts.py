@@ -5,8 +5,8 @@ from statistics import median
 
 from models.config import DecoderConfig
 from workbench.comparing.entries import Entry
+from workbench.comparing.rows import least_work
 from workbench.job import BurstJob
-from workbench.rows import least_work
 
 FIRST_PAUSE_S = 0.001
 """Before any gap is known: between samples the harness only rewinds and feeds, or stages a prompt."""

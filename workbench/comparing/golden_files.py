@@ -12,12 +12,12 @@ from workbench.caches import code_version, digest
 from workbench.checking.checks import DISTINCT_ROWS, gate_rows
 from workbench.checking.golden import is_whole
 from workbench.comparing.builds import builds_root
-from workbench.comparing.plan import PlannedGroup
 from workbench.comparing.request import Settings
 from workbench.comparing.source import Source
 from workbench.device.machine import Device, thread_environment
 from workbench.gate import GATE
 from workbench.job import GoldenJob, GroupJob
+from workbench.plan import PlannedGroup
 from workbench.process import Limits, run
 from workbench.progress import Progress
 

@@ -8,13 +8,13 @@ from models.config import DecoderConfig
 from models.work import Work, cache_bytes, decode_work, prefill_work, weight_bytes
 from workbench import units
 from workbench.comparing.builds import ColdBuild
-from workbench.comparing.plan import PlannedGroup, PlannedRow
+from workbench.comparing.room import Room, largest_fit
 from workbench.device.ceilings import CACHE_FACTOR
 from workbench.device.conditions import advise, slow_down
 from workbench.device.kernels import host_bound
 from workbench.device.machine import Device
-from workbench.device.room import Room, largest_fit
 from workbench.job import Json, RowResult
+from workbench.plan import PlannedGroup, PlannedRow
 from workbench.record import OK, TIMED, UNSTABLE, ProcessRun, Record
 from workbench.statistics import percentile, summarise
 from workbench.timer_check import disagreement
