@@ -25,7 +25,7 @@ case "$1 $2" in
 esac
 echo "$*" >>"$NOTES"
 case "$2" in
-venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+venv) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/lint-imports" ;;
 pip) eval "$ON_PIP" ;;
 workbench) printf '%s\\n' "$PWD" "${@:3}" ;;
 esac
@@ -104,7 +104,7 @@ def test_first_run_installs_and_the_second_only_compares(copy: Copy) -> None:
 def test_test_command_lints_checks_types_and_tests(copy: Copy, script: str) -> None:
     done = copy.run(script)
     assert done.returncode == 0, done.stderr
-    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    checks = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "--no-cache"]  # of lint-imports
     checks += ["-m pytest -n 2 --dist loadscope --no-loadscope-reorder"]
     assert copy.done == [copy.creation, copy.installation("dev"), *checks]
     copy.run("scripts/compare.sh")
