@@ -39,18 +39,20 @@ def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = lis
     """
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
-        contestants = invite(request, settings, device)
-        source = prepare(settings.model, settings.dtype, progress)
-        store = Store(request.results, progress.warn)
-        engines = find_engines(request, settings, device, contestants, groups, progress)
-        entries = select(enter(settings, device, source, store, contestants, groups, request.again, engines))
-        if any(entry.record is None for entry in entries):
-            with DeviceLock(device, LOCKS):
+        # Held before anything is run: asking the backends alone would disturb whoever measures there.
+        with DeviceLock(device, LOCKS):
+            contestants = invite(request, settings, device)
+            source = prepare(settings.model, settings.dtype, progress)
+            store = Store(request.results, progress.warn)
+            engines = find_engines(request, settings, device, contestants, groups, progress)
+            entries = enter(settings, device, source, store, contestants, groups, request.again, engines)
+            chosen = select(entries)
+            if any(entry.record is None for entry in chosen):
                 if request.again:
-                    for entry in entries:
+                    for entry in chosen:
                         store.forget(device.name, entry.key)
-                Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
-    return [entry.record for entry in entries if entry.record is not None]
+                Campaign(settings, device, source, store, progress, again=request.again).measure(chosen)
+    return [entry.record for entry in chosen if entry.record is not None]
 
 
 def preview(request: Request, form: str) -> None:
