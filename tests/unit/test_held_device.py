@@ -1,4 +1,4 @@
-"""A command that measures is refused on a device that is held, before it starts anything beside the holder."""
+"""A command that measures is refused on a held device before it starts anything beside the holder."""
 
 import subprocess
 from collections.abc import Callable, Iterator
