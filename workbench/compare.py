@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from backends import registry
 from backends.contract import Target
 from models.errors import UserError
 from workbench import exports, report
@@ -21,7 +22,7 @@ from workbench.device.locks import DeviceLock
 from workbench.device.machine import Device, describe, resolve_device
 from workbench.progress import Progress
 from workbench.ratios import find_ratios
-from workbench.record import Record
+from workbench.record import Record, backend_name
 from workbench.store import Store
 
 
@@ -70,6 +71,10 @@ def preview(request: Request, form: str) -> None:
 
 def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...]]:
     """Find the device, fill in its defaults and plan the engines; raises UserError before anything is run."""
+    if request.backends is not None:
+        for name, options in request.backends:
+            registry.check_options(registry.find(name), options)
+        check_baseline(request.baseline, [backend_name(*each) for each in request.backends])
     device = describe(resolve_device(request.device))
     settings = settle(request, device.device)
     return device, settings, plan(read_model(settings.model), settings.workload)
@@ -83,12 +88,14 @@ def invite(request: Request, settings: Settings, device: Device) -> list[Contest
         raise UserError(
             f"no backend runs {settings.dtype} on {settings.device} here: see `python -m workbench backends`"
         )
-    names = [contestant.name for contestant in contestants]
-    if request.baseline is not None and request.baseline not in names:
-        raise UserError(
-            f"--baseline {request.baseline!r} is not among the rows: choose from {', '.join(names)}"
-        )
+    check_baseline(request.baseline, [contestant.name for contestant in contestants])
     return contestants
+
+
+def check_baseline(baseline: str | None, names: Sequence[str]) -> None:
+    """Refuse a baseline that no row is of; raises UserError."""
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline {baseline!r} is not among the rows: choose from {', '.join(names)}")
 
 
 def find_engines(

@@ -10,7 +10,7 @@ import pytest
 from models.errors import UserError
 from tests.unit.builders import TRACK_TABLE
 from workbench import compare
-from workbench.comparing.request import Request
+from workbench.comparing.request import Named, Request
 from workbench.device.locks import DeviceLock
 from workbench.device.machine import describe
 from workbench.tracking.against import compare_against
@@ -49,6 +49,21 @@ def test_a_held_device_is_refused_before_anything_is_run(
     with pytest.raises(UserError, match=r"in use by another measurement \(process \d+\): wait for it to end"):
         COMMANDS[command](Request(device="cpu", results=tmp_path / "results"))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "baseline", "words"),
+    [
+        (("eagr", {}), None, "did you mean 'eager'"),
+        (("eager", {"graf": ""}), None, "has no option 'graf'"),
+        (("eager", {}), "xla", "--baseline 'xla' is not among the rows"),
+    ],
+)
+def test_a_mistake_is_told_before_the_device_is_waited_for(
+    named: Named, baseline: str | None, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        compare.measure(Request(backends=(named,), baseline=baseline, device="cpu"))
 
 
 def test_track_is_refused_with_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,9 +96,7 @@ def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> Answer:
 
 
 def choose(named: tuple[Named, ...] | None, target: Target, pythons: Mapping[str, str]) -> list[Contestant]:
-    """Return the backends asked for, or every usable one that computes; raises UserError for unknown ones."""
-    for name, options in named or ():
-        registry.check_options(registry.find(name), options)
+    """Return the backends asked for, or every usable one that computes."""
     wanted = named if named is not None else tuple((name, {}) for name in registry.names() if name != "null")
     choices = {name: [options for other, options in wanted if other == name] for name, _ in wanted}
     answers = ask_all([ProbeJob(name, target, tuple(each)) for name, each in choices.items()], pythons)
