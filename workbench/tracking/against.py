@@ -97,6 +97,7 @@ def write(rows: Sequence[Judged], name: str, form: str) -> None:
     else:
         console = report.stdout()
         held = report.held_equal([each.record for each in rows])
-        console.print("Held equal:", *(f"  {line}" for line in held), sep="\n")
+        report.print_lines(console, ["Held equal:", *(f"  {line}" for line in held)])
         console.print(verdict_lines.table(rows, name))
-        console.print(*verdict_lines.remarks(rows), report.run_line([each.record for each in rows]), sep="\n")
+        run = report.run_line([each.record for each in rows])
+        report.print_lines(console, [*verdict_lines.remarks(rows), run])
