@@ -24,11 +24,17 @@ app = typer.Typer(
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
 
-STOPPED = (
-    "stopped; what was measured is kept: the same command goes on from there, one of fewer --repeats ends "
-    "with the processes that there are, and `track` or one with --again or --against begins anew; engines "
-    "that were not finished are gone"
+GOES_ON = (
+    "what was measured is kept: the same command goes on from there, one of fewer --repeats ends with the "
+    "processes that there are, and one with --again or --against begins anew"
 )
+STOPPED = {
+    "compare": GOES_ON,
+    "calibrate": GOES_ON,
+    "track": "the same command begins anew",
+    "build": "engines that were finished are kept, and the same command builds the others",
+}
+"""What becomes of the work of a command that is stopped; the others lose none."""
 
 WITHOUT = {
     "--dry-run": "judges what it measures, and a dry run measures nothing",
@@ -196,7 +202,8 @@ def run() -> int:
         message = error.format_message()  # none where the help was printed instead
         return complain(message) if message else options.USAGE
     if code == options.INTERRUPTED:
-        print(STOPPED, file=sys.stderr)
+        told = [STOPPED[name] for name in sys.argv[1:2] if name in STOPPED]
+        print("; ".join(["stopped", *told]), file=sys.stderr)
     return code or 0
 
 
