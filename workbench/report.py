@@ -162,9 +162,11 @@ def ceilings(records: Sequence[Record]) -> list[str]:
     """Say what the machine was measured to do, and what share of its datasheet that is where there is one.
 
     Looks are taken around a row's processes, so rows of several calls, or of fewer processes, have others.
+    Those of rows that were cut short, and have no time, count only where there are no more.
     """
+    seen = [record for record in records if record.timed] or records
     bandwidth, products = (
-        [record.ceilings[name]["median"] for record in records if record.ceilings.get(name)]
+        [record.ceilings[name]["median"] for record in seen if record.ceilings.get(name)]
         for name in ("bandwidth_bytes_per_s", "flops_per_s")
     )
     if not bandwidth or not products:

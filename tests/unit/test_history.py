@@ -162,7 +162,7 @@ def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
     assert printed.count("eager decode b8 c128, tiny float32, Other CPU") == 1
     assert printed.count("no noise floor, so any step in 2 records is unknown") == 2
     advice = "Other CPU has no noise floor for decode yet, so the steps of rows there are unknown: "
-    advice += "run `python -m workbench calibrate --phases decode` there"
+    advice += f"run `python -m workbench calibrate --phases decode --results {tmp_path}` there"
     assert printed.splitlines()[-1] == advice
     assert printed.count(advice) == 1
     write(found, as_json=True)

@@ -37,6 +37,7 @@ class Judge:
     def __init__(self, against: str | None, results: Path) -> None:
         warn = Progress(Console(stderr=True)).warn
         self.against = against
+        self.results = results
         self.store = Store(results, warn)
         self.calibrations = Store(calibration_folder(results), warn)
         self.name = ""
@@ -52,7 +53,8 @@ class Judge:
         for entry in entries:
             if entry.record is None:
                 base = earlier.match(entry.blank)
-                self.grounds[row_key(entry.blank)] = Grounds(base, find_floor(entry.blank, calibrated))
+                floor = find_floor(entry.blank, calibrated, self.results)
+                self.grounds[row_key(entry.blank)] = Grounds(base, floor)
         return entries
 
     def find_earlier(self, blank: Record) -> Earlier:
