@@ -13,6 +13,7 @@ from workbench import compare
 from workbench.comparing.request import Named, Request
 from workbench.device.locks import DeviceLock
 from workbench.device.machine import describe
+from workbench.tracking import session
 from workbench.tracking.against import compare_against
 from workbench.tracking.calibrate import calibrate
 from workbench.tracking.track import run_pytest
@@ -36,7 +37,8 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hold the CPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compare, "LOCKS", tmp_path / "locks")
+    for module in (compare, session):
+        monkeypatch.setattr(module, "LOCKS", tmp_path / "locks")
     with DeviceLock(describe("cpu"), tmp_path / "locks"):
         yield
 
@@ -68,8 +70,8 @@ def test_a_mistake_is_told_before_the_device_is_waited_for(
 
 def test_track_is_refused_with_one_line_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pyproject.toml").write_text(TRACK_TABLE)
-    assert run_pytest(None, None, ["-p", "no:cacheprovider", "-p", "no:xdist", "-q"]) == 2
+    assert run_pytest(None, None, ["-p", "no:cacheprovider", "-p", "no:xdist"]) == 2
     told = capsys.readouterr()
-    refusals = [line for line in (told.out + told.err).splitlines() if "in use by" in line]
-    assert len(refusals) == 1
+    assert told.out == ""
+    assert told.err.count("\n") == told.err.count("Error: cpu (") == told.err.count("in use by") == 1
     assert not (tmp_path / "cache").exists()

@@ -53,6 +53,9 @@ class TrackSession:
             config.args = [str(self.table)]
         self.set_storage(config)
         refuse_nothing_saved(config.option)
+        if not config.option.collectonly:
+            with DeviceLock(self.device, LOCKS):
+                pass  # held again to measure: a device in use is told before pytest says anything
 
     def set_storage(self, config: pytest.Config) -> None:
         """Give each kind of device and each protocol a folder of its own in pytest-benchmark's storage."""
