@@ -20,6 +20,7 @@ app = typer.Typer(
     name="workbench",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
@@ -200,7 +201,7 @@ def run() -> int:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # none where the help was printed instead
-        return complain(message) if message else options.USAGE
+        return complain(message.replace("Value error, ", "")) if message else options.USAGE
     if code == options.INTERRUPTED:
         told = [STOPPED[name] for name in sys.argv[1:2] if name in STOPPED]
         print("; ".join(["stopped", *told]), file=sys.stderr)
