@@ -4,6 +4,7 @@ Imports next to nothing: `--help` must come at once, so each command imports wha
 """
 
 import importlib
+import io
 import os
 import sys
 from enum import StrEnum
@@ -179,6 +180,10 @@ def main() -> None:
         raise SystemExit(complain(foreign))
     if sys.stdout is None:
         raise SystemExit(complain("the output is closed: send it to a file, or to /dev/null"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Whatever the locale is: no `µs` may end a comparison.
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     raise SystemExit(finish(run()))
 
 
