@@ -201,6 +201,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Refuser(Protocol):
+    """A backend with options that are not for every device, or not for each other; optional."""
+
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse what a build refuses for any model; imports no framework. Raises Unsupported."""
+
+
+@runtime_checkable
 class Keeper(Backend, Protocol):
     """A backend whose artefacts outlive their process, so that an engine store can keep them; optional."""
 

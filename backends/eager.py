@@ -28,13 +28,17 @@ class Eager:
         """Tell whether torch is there, and for which devices."""
         return probe_torch()
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse a graph where there is no GPU; raises Unsupported."""
+        if "graph" in options and not target.on_gpu:
+            raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Note what to run: there is nothing to compile."""
+        self.check_options(target, options)
         graph = "graph" in options
-        if graph and not target.on_gpu:
-            raise Unsupported(f"eager[graph] captures a CUDA graph, which {target.device} has not: use eager")
         sliced = "configured: decode without cuDNN attention" if target.on_gpu else "stock"
         provenance = "configured: one CUDA graph a decode step" if graph else sliced
         return Artefact(config, shapes, target, options, definition="common", provenance=provenance)

@@ -4,6 +4,7 @@ Imports next to nothing: `--help` must come at once, so each command imports wha
 """
 
 import importlib
+import io
 import os
 import sys
 from enum import StrEnum
@@ -20,15 +21,22 @@ app = typer.Typer(
     name="workbench",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Settle which compiler is fastest for a decoder model on a device, with verified numbers.",
 )
 
-STOPPED = (
-    "stopped; what was measured is kept: the same command goes on from there, one of fewer --repeats ends "
-    "with the processes that there are, and `track` or one with --again or --against begins anew; engines "
-    "that were not finished are gone"
+GOES_ON = (
+    "what was measured is kept: the same command goes on from there, one of fewer --repeats ends with the "
+    "processes that there are, and one with --again or --against begins anew"
 )
+STOPPED = {
+    "compare": GOES_ON,
+    "calibrate": GOES_ON,
+    "track": "the same command begins anew",
+    "build": "engines that were finished are kept, and the same command builds the others",
+}
+"""What becomes of the work of a command that is stopped; the others lose none."""
 
 WITHOUT = {
     "--dry-run": "judges what it measures, and a dry run measures nothing",
@@ -172,6 +180,10 @@ def main() -> None:
         raise SystemExit(complain(foreign))
     if sys.stdout is None:
         raise SystemExit(complain("the output is closed: send it to a file, or to /dev/null"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Whatever the locale is: no `µs` may end a comparison.
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     raise SystemExit(finish(run()))
 
 
@@ -194,9 +206,10 @@ def run() -> int:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # none where the help was printed instead
-        return complain(message) if message else options.USAGE
+        return complain(message.replace("Value error, ", "")) if message else options.USAGE
     if code == options.INTERRUPTED:
-        print(STOPPED, file=sys.stderr)
+        told = [STOPPED[name] for name in sys.argv[1:2] if name in STOPPED]
+        print("; ".join(["stopped", *told]), file=sys.stderr)
     return code or 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from backends import registry
 from backends.contract import Target
 from models.errors import UserError
 from workbench import exports, report
@@ -21,7 +22,7 @@ from workbench.device.machine import Device, describe, resolve_device
 from workbench.plan import PlannedGroup, plan
 from workbench.progress import Progress
 from workbench.ratios import find_ratios
-from workbench.record import Record
+from workbench.record import Record, backend_name
 from workbench.store import Store
 
 
@@ -39,18 +40,20 @@ def measure(request: Request, select: Callable[[list[Entry]], list[Entry]] = lis
     """
     with Progress(Console(stderr=True)) as progress:
         device, settings, groups = resolve(request)
-        contestants = invite(request, settings, device)
-        source = prepare(settings.model, settings.dtype, progress)
-        store = Store(request.results, progress.warn)
-        engines = find_engines(request, settings, device, contestants, groups, progress)
-        entries = select(enter(settings, device, source, store, contestants, groups, request.again, engines))
-        if any(entry.record is None for entry in entries):
-            with DeviceLock(device, LOCKS):
+        # Held before anything is run: asking the backends alone would disturb whoever measures there.
+        with DeviceLock(device, LOCKS):
+            contestants = invite(request, settings, device)
+            source = prepare(settings.model, settings.dtype, progress)
+            store = Store(request.results, progress.warn)
+            engines = find_engines(request, settings, device, contestants, groups, progress)
+            entries = enter(settings, device, source, store, contestants, groups, request.again, engines)
+            chosen = select(entries)
+            if any(entry.record is None for entry in chosen):
                 if request.again:
-                    for entry in entries:
+                    for entry in chosen:
                         store.forget(device.name, entry.key)
-                Campaign(settings, device, source, store, progress, again=request.again).measure(entries)
-    return [entry.record for entry in entries if entry.record is not None]
+                Campaign(settings, device, source, store, progress, again=request.again).measure(chosen)
+    return [entry.record for entry in chosen if entry.record is not None]
 
 
 def preview(request: Request, form: str) -> None:
@@ -68,6 +71,10 @@ def preview(request: Request, form: str) -> None:
 
 def resolve(request: Request) -> tuple[Device, Settings, tuple[PlannedGroup, ...]]:
     """Find the device, fill in its defaults and plan the engines; raises UserError before anything is run."""
+    if request.backends is not None:
+        for name, options in request.backends:
+            registry.check_options(registry.find(name), options)
+        check_baseline(request.baseline, [backend_name(*each) for each in request.backends])
     device = describe(resolve_device(request.device))
     settings = settle(request, device.device)
     return device, settings, plan(read_model(settings.model), settings.workload)
@@ -81,12 +88,14 @@ def invite(request: Request, settings: Settings, device: Device) -> list[Contest
         raise UserError(
             f"no backend runs {settings.dtype} on {settings.device} here: see `python -m workbench backends`"
         )
-    names = [contestant.name for contestant in contestants]
-    if request.baseline is not None and request.baseline not in names:
-        raise UserError(
-            f"--baseline {request.baseline!r} is not among the rows: choose from {', '.join(names)}"
-        )
+    check_baseline(request.baseline, [contestant.name for contestant in contestants])
     return contestants
+
+
+def check_baseline(baseline: str | None, names: Sequence[str]) -> None:
+    """Refuse a baseline that no row is of; raises UserError."""
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline {baseline!r} is not among the rows: choose from {', '.join(names)}")
 
 
 def find_engines(

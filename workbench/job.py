@@ -107,8 +107,8 @@ class CeilingsJob:
 class ProbeJob:
     """Ask a backend whether it works in this environment; the result is `contract.Probe` as JSON.
 
-    With a target it has `made_by` besides: for each of `choices`, which are sets of options, the versions of
-    what makes an artefact, as far as the backend tells them.
+    With a target it has `choices` besides: for each of the job's, which are sets of options, the `versions`
+    of what makes an artefact and the `refusal` of a build, as far as the backend tells them.
     """
 
     backend: str

@@ -168,7 +168,8 @@ def _log_file(log: Path) -> IO[bytes]:
 
 
 def _unwritable(what: str, error: OSError) -> UserError:
-    return UserError(f"cannot write {what}: {error.strerror}; free space there or make it writable")
+    hint = "free space there or make it writable, or set WORKBENCH_CACHE if it is in the cache"
+    return UserError(f"cannot write {what}: {error.strerror}; {hint}")
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

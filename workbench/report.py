@@ -31,6 +31,12 @@ def stdout() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
 
 
+def print_lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    """Print lines, folded between words on a terminal alone: programs and files get each in one piece."""
+    for line in lines:
+        console.print(line, style=style, soft_wrap=not console.is_terminal)
+
+
 def foldable(columns: Iterable[str], title: str | None = None, whole: Collection[str] = ()) -> Table:
     """Return a table without rows, to be folded where the terminal is narrow, but for the `whole` columns.
 
@@ -62,6 +68,8 @@ class Report:
 COLUMNS = ("backend", "time", "ratio", "tok/s", "limit", "build", "memory", "error", "status")
 LEFT = ("backend", "status")
 """Columns of words; numbers stand to the right."""
+NUMBERS = 66
+"""Characters that all but the names take before a number is cut in two: names are folded sooner."""
 
 
 def headers(section: Section) -> list[str]:
@@ -95,6 +103,8 @@ def build_cell(record: Record) -> tuple[str, str]:
     cold, warm, cached = (record.build_s.get(kind) for kind in ("cold", "warm", "cached"))
     if cached is not None:
         return "cached", units.seconds(cached)
+    if cold is None and warm is None:
+        return "-", ""
     return units.seconds(cold) if cold is not None else "-", units.seconds(warm) if warm is not None else "-"
 
 
@@ -152,9 +162,11 @@ def ceilings(records: Sequence[Record]) -> list[str]:
     """Say what the machine was measured to do, and what share of its datasheet that is where there is one.
 
     Looks are taken around a row's processes, so rows of several calls, or of fewer processes, have others.
+    Those of rows that were cut short, and have no time, count only where there are no more.
     """
+    seen = [record for record in records if record.timed] or records
     bandwidth, products = (
-        [record.ceilings[name]["median"] for record in records if record.ceilings.get(name)]
+        [record.ceilings[name]["median"] for record in seen if record.ceilings.get(name)]
         for name in ("bandwidth_bytes_per_s", "flops_per_s")
     )
     if not bandwidth or not products:
@@ -226,9 +238,11 @@ def run_line(records: Sequence[Record]) -> str:
 def print_table(report: Report, console: Console) -> None:
     """Print what was held equal, a table for each workload with its verdict, and the warnings."""
     if report.records:
-        console.print("Held equal:", *(f"  {line}" for line in held_equal(report.records)), sep="\n")
+        print_lines(console, ["Held equal:", *(f"  {line}" for line in held_equal(report.records))])
     for section in report.sections():
-        table = foldable(headers(section), title(section[0][0]))
+        longest = max(len(record.name) for record in rows_of(section))
+        whole = LEFT if longest + NUMBERS <= console.width else ()
+        table = foldable(headers(section), title(section[0][0]), whole)
         for column in table.columns:
             column.justify = "left" if column.header in LEFT else "right"
         for record, ratio in section:
@@ -236,16 +250,14 @@ def print_table(report: Report, console: Console) -> None:
             table.add_row(*stacked, style="" if record.timed else "red")
         console.print()
         console.print(table)
-        console.print(name_winner(rows_of(section)), style="bold")
-        for line in room(section):
-            console.print(line)
+        print_lines(console, [name_winner(rows_of(section))], style="bold")
+        print_lines(console, room(section))
         if report.kernels:
             console.print(*kernel_lines(rows_of(section)), sep="\n", soft_wrap=True)
     lines = notes(report.records)
     if lines:
         console.print("\nNotes:", style="yellow")
-        for line in lines:
-            console.print(f"  {line}")
+        print_lines(console, (f"  {line}" for line in lines))
 
 
 def markdown(report: Report) -> str:

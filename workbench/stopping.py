@@ -71,10 +71,10 @@ class WarmUp:
         if self._settled:
             return None
         if count < needed:
-            enough = units.seconds(self._spent_s / max(count - WARM_FREE, 1) * (needed - WARM_FREE))
+            enough = units.significant(self._spent_s / max(count - WARM_FREE, 1) * (needed - WARM_FREE))
             return (
                 f"warming up had time for {count} of the {needed} samples that can settle: a --budget above "
-                f"{enough} has"
+                f"{enough} s has"
             )
         return "the times had not settled when warming up ended: rerun on an idle machine"
 

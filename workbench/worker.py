@@ -26,16 +26,16 @@ def probe(job: Json, events: Events) -> Json:  # noqa: ARG001 (never leaves `sta
     """Ask a backend whether it works in this environment."""
     from backends import registry
     from backends.contract import Probe
-    from workbench.building.work import tell_versions
+    from workbench.building.work import tell_choice
 
     try:
         backend = registry.find(job["backend"])
         found = backend.probe()
     except UserError as error:  # this environment lacks it, or has a broken one
-        return {**jobs.to_json(Probe(reason=str(error))), "made_by": [{} for _ in job["choices"]]}
+        return {**jobs.to_json(Probe(reason=str(error))), "choices": []}
     target = Target(**job["target"]) if job["target"] else None
-    made_by = [tell_versions(backend, target, options) for options in job["choices"]] if target else []
-    return {**jobs.to_json(found), "versions": dict(found.versions), "made_by": made_by}
+    choices = [tell_choice(backend, target, options) for options in job["choices"]] if target else []
+    return {**jobs.to_json(found), "versions": dict(found.versions), "choices": choices}
 
 
 def preset(job: Json, events: Events) -> None:

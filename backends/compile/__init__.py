@@ -146,12 +146,18 @@ class Compile:
             )
         return probe
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse settings that the device has not, or that go without each other; raises Unsupported."""
+        if "stock" not in options:
+            choose(options, target.device)
+        elif len(options) > 1:
+            raise Unsupported("compile[stock] has no settings: leave out the other options")
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Note what to compile: torch.compile works in the process that runs the program."""
-        if "stock" in options and len(options) > 1:
-            raise Unsupported("compile[stock] has no settings: leave out the other options")
+        self.check_options(target, options)
         return with_plan(Artefact(config, shapes, target, options, definition="common", provenance="stock"))
 
     def compilers(self, target: Target, options: Mapping[str, str]) -> Mapping[str, str]:  # noqa: ARG002

@@ -119,16 +119,24 @@ class FlashInfer:
         versions |= {"apache-tvm-ffi": version("apache-tvm-ffi"), "nvcc": nvcc_release()}
         return replace(probe, versions=versions, devices=("cuda",))
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse what there are no kernels for; raises Unsupported."""
+        from backends.flashinfer.kernels import check_architecture
+
+        if not target.on_gpu:
+            raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
+        if target.dtype == "float32":
+            raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
+        if choose_attention(options) == "xqa":
+            check_architecture(target)
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Compile the kernels for the target; what torch.compile makes is compiled when it first runs."""
         from backends.flashinfer.kernels import compile_kernels
 
-        if not target.on_gpu:
-            raise Unsupported(f"FlashInfer's kernels are for NVIDIA GPUs, not for {target.device}")
-        if target.dtype == "float32":
-            raise Unsupported("FlashInfer has no attention kernel for float32: use bfloat16 or float16")
+        self.check_options(target, options)
         if missing := missing_tool():
             raise Unsupported(f"FlashInfer compiles its kernels and finds no {missing}: {TOOLS[missing]}")
         compile_kernels(config, target, choose_attention(options))

@@ -90,10 +90,15 @@ def list_kernels(config: DecoderConfig, target: Target, decode: str) -> list[Any
     return specs
 
 
-def check_xqa(config: DecoderConfig, target: Target) -> None:
-    """Check that XQA is written for the target and for so many query heads to a group; raises Unsupported."""
+def check_architecture(target: Target) -> None:
+    """Check that XQA is written for the target; raises Unsupported."""
     if int(target.architecture.removeprefix("sm_")) // 10 not in XQA_ARCHITECTURES:
         raise Unsupported(f"FlashInfer's XQA is not for {target.architecture}: use attention=paged")
+
+
+def check_xqa(config: DecoderConfig, target: Target) -> None:
+    """Check that XQA is written for the target and for so many query heads to a group; raises Unsupported."""
+    check_architecture(target)
     head, group = padded_head(config), config.heads // config.kv_heads
     if group > XQA_GROUPS[head]:
         reason = f"takes {XQA_GROUPS[head]} query heads of {head} to a key/value head, not {group}"

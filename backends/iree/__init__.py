@@ -123,6 +123,10 @@ class Iree:
         devices = ("cpu", "cuda") if on_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse settings that the device has not, or that go without each other; raises Unsupported."""
+        choose(options, target)
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:

@@ -46,20 +46,26 @@ class OnnxRuntime:
             )
         return Probe(versions=versions, devices=("cpu",), dtypes=("float32",))
 
-    def build(
-        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
-    ) -> Artefact:
-        """Write the model; raises Unsupported for what the device has no kernels for."""
-        from backends.onnxruntime.engine import Programs
-        from backends.onnxruntime.export import export
-        from models.rope import rope_tables
-
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse 16 bits on a CPU, and an attention beside an import's own; raises Unsupported."""
         if not target.on_gpu and target.dtype == "float16":
             raise Unsupported(
                 "the CPU provider has no product in float16: the runtime would widen every weight to float32"
             )
         if not target.on_gpu and target.dtype == "bfloat16":
             raise Unsupported("the CPU provider has no product in bfloat16: use float32")
+        if options.get("import") == "torch" and "attention" in options:
+            raise Unsupported("import=torch brings its own attention: leave out attention=")
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Write the model; raises Unsupported for what the device has no kernels for."""
+        self.check_options(target, options)
+        from backends.onnxruntime.engine import Programs
+        from backends.onnxruntime.export import export
+        from models.rope import rope_tables
+
         if options.get("import") == "torch":
             return self._import(config, shapes, target, options)
         attention = choose_attention(options.get("attention", ATTENTIONS[0]), target)
@@ -76,8 +82,6 @@ class OnnxRuntime:
     ) -> Artefact:
         from backends.onnxruntime.imported import import_programs
 
-        if "attention" in options:
-            raise Unsupported("import=torch brings its own attention: leave out attention=")
         programs = import_programs(config, shapes, target.dtype)
         return Artefact(config, shapes, target, options, "imported", "stock", payload=programs)
 

@@ -53,6 +53,9 @@ class Device(Protocol):
     def stream(self) -> int | None:
         """Return the CUDA stream that sessions work on."""
 
+    def close(self) -> None:
+        """Free what sessions worked with; none may be left."""
+
 
 class Cpu:
     """The provider that is always there, with as many threads as the process is given."""
@@ -77,6 +80,9 @@ class Cpu:
     def stream(self) -> int | None:
         """Return None."""
         return None
+
+    def close(self) -> None:
+        """Do nothing: sessions take their threads with them."""
 
 
 class Gpu:
@@ -122,6 +128,10 @@ class Gpu:
     def stream(self) -> int | None:
         """Return the stream's handle."""
         return self._stream
+
+    def close(self) -> None:
+        """Destroy the stream."""
+        self._succeed(self._cuda.cudaStreamDestroy(self._stream))
 
     def allocate(self, shape: Sequence[int], dtype: np.dtype[Any]) -> OrtValue:
         """Allocate a tensor of the runtime."""

@@ -130,9 +130,10 @@ class OnnxEngine:
         return self.device.stream()
 
     def close(self) -> None:
-        """Free the sessions with their weights, and every buffer."""
+        """Free the sessions with their weights, every buffer, and then what they worked on."""
         self.sync()
         del self.decodes, self.prefills, self.turns, self.staged, self.cache, self.tables, self.output
+        self.device.close()
 
     def _allocate(self, session: InferenceSession, *prefixes: str) -> dict[str, Buffer]:
         """Allocate the inputs of a decode step whose names start so; T is 1."""

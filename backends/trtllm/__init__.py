@@ -58,16 +58,20 @@ class TensorRtLlm:
         versions["torch"] = str(torch.__version__)
         return Probe(versions=versions, devices=("cuda",), dtypes=("bfloat16", "float16"), in_process=False)
 
-    def build(
-        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
-    ) -> Artefact:
-        """Note what to start: the vendor builds from the weights, so it does so when it is first asked."""
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse two engines in one, and any but the first GPU; raises Unsupported."""
         if len(options) > 1:
             raise Unsupported("trtllm[engine] and trtllm[pytorch] are two engines: name them apart")
         if target.device not in ("cpu", "cuda:0"):
             raise Unsupported(
                 f"tensorrt_llm takes the first GPU it sees, not {target.device}: set CUDA_VISIBLE_DEVICES"
             )
+
+    def build(
+        self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
+    ) -> Artefact:
+        """Note what to start: the vendor builds from the weights, so it does so when it is first asked."""
+        self.check_options(target, options)
         what = "GEMM plugin" if "engine" in options else "one CUDA graph for the batch"
         provenance = f"configured: {what}, no reuse of cached blocks"
         return Artefact(config, shapes, target, options, "own", provenance, warnings=CAVEATS)

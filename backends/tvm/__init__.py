@@ -74,6 +74,10 @@ class Tvm:
         devices = ("cpu", "cuda") if has_gpu else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse settings that the device has not, or that go without each other; raises Unsupported."""
+        choose(options, target)
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:

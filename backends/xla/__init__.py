@@ -73,10 +73,18 @@ class Xla:
         devices = ("cpu", "cuda") if "gpu" in platforms else ("cpu",)
         return Probe(versions=versions, devices=devices, dtypes=("float32", "bfloat16", "float16"))
 
+    def check_options(self, target: Target, options: Mapping[str, str]) -> None:
+        """Refuse an attention that the device has not, or beside an import's own; raises Unsupported."""
+        if options.get("import") != "torch":
+            attention_of(options, target)
+        elif "attention" in options:
+            raise Unsupported("import=torch brings its own attention: leave out attention=")
+
     def build(
         self, config: DecoderConfig, shapes: Shapes, target: Target, options: Mapping[str, str]
     ) -> Artefact:
         """Compile everything, here or for a GPU elsewhere; raises Unsupported where a kernel refuses."""
+        self.check_options(target, options)
         prepare(target)
         flags = {}
         if target.tuning is not None:
@@ -191,8 +199,6 @@ def compile_all(
     from backends.xla.imported import trace_import
 
     if options.get("import") == "torch":
-        if "attention" in options:
-            raise Unsupported("import=torch brings its own attention: leave out attention=")
         return compile_programs(config, shapes, target, trace_import(config, shapes, target.dtype), flags)
     attention = attention_of(options, target)
     try:

@@ -35,7 +35,7 @@ from tests.cli.conftest import Run
         (["--model", ""], ["config.json"]),
         (["--backends", "eager", "--baseline", "compile"], ["--baseline 'compile'", "eager"]),
         (["--modle", "tiny"], ["--modle", "--model"]),
-        (["--format", "yaml"], ["yaml", "table"]),
+        (["--format", "yaml"], ["'--format': 'yaml' is not one of 'table'"]),
     ],
 )
 def test_mistake_is_one_line(workbench: Run, arguments: list[str], words: list[str]) -> None:

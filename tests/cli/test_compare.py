@@ -137,6 +137,18 @@ def test_dry_run_lists_every_row_with_estimates_and_measures_nothing(workbench: 
     assert not (tmp_path / "results").exists()
 
 
+def test_dry_run_says_of_options_that_the_device_has_not_what_the_comparison_says(workbench: Run) -> None:
+    command = ("compare", "--backends", "eager[graph],compile[attention=flex]", "--format", "json")
+    plan, done = workbench(*command, "--dry-run"), workbench(*command)
+    assert (plan.returncode, done.returncode) == (0, 1), plan.stderr + done.stderr
+    rows = rows_of(done)
+    assert [row["status"] for row in rows] == ["unsupported"] * 4
+    assert "captures a CUDA graph" in rows[0]["reason"]
+    planned = json.loads(plan.stdout)
+    assert [row["state"] for row in planned] == [f"unsupported: {row['reason']}" for row in rows]
+    assert [row["time_s"] for row in planned] == [0.0] * 4
+
+
 def test_large_preset_is_planned_without_writing_its_weights(workbench: Run, cache: Path) -> None:
     done = workbench("compare", "--dry-run", "--model", "llama-3.1-8b", "--dtype", "bfloat16")
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,13 @@
 """Output that cannot be written is one line on stderr, and never a traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.unit.builders import record
 from workbench.store import Store
 
@@ -54,3 +56,19 @@ def test_output_that_nobody_reads_ends_without_a_word(
 ) -> None:
     done = redirect(environment, tmp_path, "| true", *arguments)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", COMMANDS)
+def test_output_is_utf_8_whatever_the_locale_is(
+    workbench: Run, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    Store(tmp_path / "results", lambda line: None).append(record(samples=(2e-6, 2e-6, 2e-6)))
+    done = workbench(*arguments, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("2.00 µs" in done.stdout) == (arguments == ("history",))
+
+
+def test_a_mistake_in_a_name_that_is_no_text_is_one_line(workbench: Run) -> None:
+    done = workbench("report", os.fsdecode(b"no\xfftext"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: there is no no\\udcfftext: name")

@@ -54,6 +54,13 @@ def test_no_command_is_answered_by_the_help_alone(workbench: Run) -> None:
     assert "Error" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [(), ("compare",), ("engines", "list")])
+def test_help_has_its_short_name_everywhere(workbench: Run, command: tuple[str, ...]) -> None:
+    done = workbench(*command, "-h")
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["compare", "calibrate", "build"])
 def test_help_says_how_an_option_of_a_backend_is_typed(workbench: Run, command: str) -> None:
     done = workbench(command, "--help", COLUMNS="200")

@@ -1,7 +1,9 @@
 """What engines of `onnxruntime` promise beyond the contract: no copies, weights outside, threads as told."""
 
 import gc
+import sys
 import time
+import types
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from tests.contract.reference import FAMILIES, reference_logits
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from backends.onnxruntime import devices  # noqa: E402
 from backends.onnxruntime.engine import OnnxEngine, Programs  # noqa: E402
 from backends.onnxruntime.export import ATTENTIONS, export  # noqa: E402
 from backends.onnxruntime.imported import import_programs  # noqa: E402
@@ -227,10 +230,68 @@ def test_as_many_threads_run_as_the_process_is_given(
     engine.close()
 
 
-def test_close_frees_the_cache_and_the_sessions(open_family: OpenFamily) -> None:
-    engine = load(open_family("llama", "float32"))
+class CountedCpu(devices.Cpu):
+    """Stands in for a GPU, whose stream must outlive the sessions: counts those left when it is closed."""
+
+    def __init__(self) -> None:
+        self.opened: list[weakref.ref[Any]] = []
+        self.left: list[int] = []
+
+    def open(self, model: bytes, weights: Any) -> Any:
+        session = super().open(model, weights)
+        self.opened.append(weakref.ref(session))
+        return session
+
+    def close(self) -> None:
+        self.left.append(sum(each() is not None for each in self.opened))
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_close_frees_the_cache_and_the_sessions_before_the_device(
+    open_family: OpenFamily, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    device = CountedCpu()
+    monkeypatch.setattr("backends.onnxruntime.engine.open_device", lambda *_, **__: device)
+    engine = load(open_family("llama", "float32"), name)
     run(engine, 4, 1)
-    held = [weakref.ref(engine.cache["keys.0"]), weakref.ref(engine.decodes[0].session)]
-    engine.close()
-    gc.collect()
-    assert [each() for each in held] == [None, None]
+    cache = weakref.ref(engine.cache["keys.0"])
+    gc.disable()  # the stream cannot wait for a collection
+    try:
+        engine.close()
+    finally:
+        gc.enable()
+    assert cache() is None
+    assert device.opened
+    assert device.left == [0]
+
+
+class FakeCuda(types.ModuleType):
+    """As much of CUDA's runtime as opening and closing a GPU takes."""
+
+    cudaError_t = types.SimpleNamespace(cudaSuccess=0)
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.streams: set[int] = set()
+
+    def cudaSetDevice(self, index: int) -> tuple[int]:
+        return (0,)
+
+    def cudaStreamCreate(self) -> tuple[int, int]:
+        self.streams.add(77)
+        return 0, 77
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        self.streams.remove(stream)
+        return (0,)
+
+
+def test_a_gpu_that_is_closed_leaves_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", types.ModuleType("cuda.bindings"))
+    monkeypatch.setattr(sys.modules["cuda.bindings"], "runtime", cuda, raising=False)
+    gpu = devices.open_device("cuda:0", capture=False)
+    assert cuda.streams == {gpu.stream()}
+    gpu.close()
+    assert cuda.streams == set()

@@ -1,5 +1,6 @@
 """Which A/A run a row's noise floor is taken from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.unit.builders import record
 from workbench.publish import read_records
 from workbench.record import ProcessRun, Record
 from workbench.store import Store
-from workbench.tracking.floors import calibration_folder, find_floor, floor_of
+from workbench.tracking.floors import calibrate_command, calibration_folder, find_floor, floor_of
 
 GPU = {"name": "Test CPU", "threads": 2, "uuid": "here"}
 
@@ -63,5 +64,23 @@ def test_runs_of_the_same_code_are_no_rows_of_a_report(tmp_path: Path) -> None:
     ],
 )
 def test_what_tells_nothing_of_the_row_is_not_taken_and_the_command_is_named(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"eager decode b1 c128 .* run `python -m workbench calibrate`"):
+    with pytest.raises(UserError, match=r"eager decode b1 c128 .* run `python -m workbench calibrate"):
         find_floor(ROW, [calibration(**changes)])
+
+
+@pytest.mark.parametrize(
+    ("device", "budget_s", "results", "more"),
+    [
+        ("cpu", 5.0, "results", ""),
+        ("cpu", 0.5, "results", " --budget 0.5"),
+        ("cuda:0", 5.0, "results", " --budget 5"),
+        ("cuda:0", 4.0, "./results", ""),
+        ("cpu", 5.0, "my rows", " --results 'my rows'"),
+    ],
+)
+def test_the_command_gives_a_floor_to_these_very_rows(
+    device: str, budget_s: float, results: str, more: str
+) -> None:
+    row = replace(ROW, device=device, protocol={**ROW.protocol, "budget_s": budget_s})
+    command = calibrate_command(row, Path(results))
+    assert command == f"python -m workbench calibrate --phases decode{more}"

@@ -1,6 +1,7 @@
 """Steps in the history of a row: found where they are, none made up, and what changed with them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
     assert printed.count("eager decode b8 c128, tiny float32, Other CPU") == 1
     assert printed.count("no noise floor, so any step in 2 records is unknown") == 2
     advice = "Other CPU has no noise floor for decode yet, so the steps of rows there are unknown: "
-    advice += "run `python -m workbench calibrate --phases decode` there"
+    advice += f"run `python -m workbench calibrate --phases decode --results {tmp_path}` there"
     assert printed.splitlines()[-1] == advice
     assert printed.count(advice) == 1
     write(found, as_json=True)
@@ -171,6 +172,15 @@ def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
         (2, 0, advice),
         (12, 1, None),
     ]
+
+
+def test_a_narrow_terminal_leaves_the_id_of_a_run_whole(
+    tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.report.WIDE", 60)
+    Store(tmp_path, lambda line: None).append(replace(ROW[0], run="20261130T115453-8d511b"))
+    write(follow(Wanted(), tmp_path), as_json=False)
+    assert " 20261130T115453-8d511b " in capsys.readouterr().out
 
 
 def test_a_row_with_a_single_record_needs_no_noise_floor(tmp_path: Any, capsys: Any) -> None:

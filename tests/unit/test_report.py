@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -95,6 +96,17 @@ def test_narrow_terminal_cuts_no_number() -> None:
         assert number in text
 
 
+def test_a_terminal_of_80_columns_cuts_neither_names_nor_statuses() -> None:
+    refused = record(options={"graph": ""}, status="unsupported", reason="no graphs " * 20)
+    refused = replace(refused, build_s={"cold": None, "warm": None})
+    text = printed_at(80, report(record(), record("onnxruntime", (0.5e-3, 0.6e-3, 1.1398e-3)), refused))
+    rows = [line.split() for line in text.splitlines()]
+    assert {"onnxruntime", "eager[graph]"} <= {words[0] for words in rows if words}
+    assert ["eager[graph]", *"-------", "unsupported"] in rows  # no build is one dash, as all else
+    assert "1139.8]" in text
+    assert f"  eager[graph] decode b1 c128: unsupported: {refused.reason}\n" in text
+
+
 CEILINGS = {"bandwidth_bytes_per_s": {"median": 4.21e12}, "flops_per_s": {"median": 712e12}}
 
 
@@ -124,6 +136,9 @@ def test_ceilings_of_rows_measured_at_different_times_are_one_line() -> None:
         "rows were measured at different times"
     ]
     assert "different times" not in printed(report(rows[0], rows[0]))
+    cut_short = replace(rows[1], status="wrong", reason="one layer skipped", time_s=None)
+    assert "different times" not in printed(report(rows[0], cut_short))
+    assert "ceilings 4.08 TB/s (85 %" in printed(report(cut_short))
 
 
 def test_what_fits_stands_under_the_table_of_decode_rows() -> None:

@@ -39,6 +39,8 @@ def test_what_is_given_beats_the_default() -> None:
             (Request(budget_s=seconds), f"--budget {seconds:g}: give a finite number")
             for seconds in (0, inf, nan)
         ],
+        (Request(budget_s=1e308), r"--budget 1e\+308: a row is sampled for at most 3600 seconds"),
+        (Request(repeats=10**18), "--repeats 1000000000000000000: at most 1000 processes"),
     ],
 )
 def test_impossible_settings_are_refused(request_: Request, message: str) -> None:

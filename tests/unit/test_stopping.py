@@ -75,6 +75,13 @@ def test_a_first_sample_that_plans_for_long_costs_none_of_the_budget():
     assert rule.doubt is None
 
 
+def test_the_budget_is_advised_in_the_seconds_it_is_typed_in():
+    rule = WarmUp(budget_s=0.2)
+    feed(rule, itertools.repeat(0.0277), elapsed=lambda count: 0.0277 * count)
+    assert rule.doubt is not None
+    assert rule.doubt.endswith("a --budget above 0.25 s has")
+
+
 def test_constant_times_need_no_more_than_the_floor():
     assert feed(StopRule(budget_s=10), itertools.repeat(1.0)) == FLOOR
 

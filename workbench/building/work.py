@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from backends import registry
-from backends.contract import Artefact, Backend, Keeper, Shapes, Sharer, Target, Tuner, Unsupported
+from backends.contract import Artefact, Backend, Keeper, Refuser, Shapes, Sharer, Target, Tuner, Unsupported
 from models.config import DecoderConfig
 from workbench.building.machine_code import HOSTS, inspect
 from workbench.building.manifest import Damaged, Manifest, check_files, read_manifest
@@ -58,6 +58,24 @@ def _ask(keeper: Keeper, target: Target, options: dict[str, str]) -> Json:
         probe = keeper.probe()
         reason = probe.reason or f"{error.name} is not installed"
         return {"status": "missing", "reason": f"{reason}{f'; {probe.install}' if probe.install else ''}"}
+
+
+def tell_choice(backend: Backend, target: Target, options: Mapping[str, str]) -> Json:
+    """Tell what comes of options: `versions` of what makes an artefact, and `refusal`, why none is built."""
+    return {
+        "versions": tell_versions(backend, target, options),
+        "refusal": tell_refusal(backend, target, options),
+    }
+
+
+def tell_refusal(backend: Backend, target: Target, options: Mapping[str, str]) -> str | None:
+    """Tell why a build would refuse options, as far as the backend knows before; None if it would not."""
+    if isinstance(backend, Refuser):
+        try:
+            backend.check_options(target, options)
+        except Unsupported as refusal:
+            return str(refusal)
+    return None
 
 
 def tell_versions(backend: Backend, target: Target, options: Mapping[str, str]) -> dict[str, str]:

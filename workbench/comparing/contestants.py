@@ -10,7 +10,7 @@ from backends.contract import Probe, Target
 from backends.variables import set_variables
 from workbench.caches import cache_root
 from workbench.comparing.request import Named
-from workbench.job import ProbeJob
+from workbench.job import Json, ProbeJob
 from workbench.process import run
 from workbench.record import backend_name
 from workbench.side_by_side import side_by_side
@@ -20,8 +20,10 @@ ALL_OF_A_REQUEST = (
     "its decode is timed by slope (--phases decode)"
 )
 
-Answer = tuple[Probe, list[dict[str, str]]]
-"""What a backend says of itself, and for each choice of options the versions of what makes its artefacts."""
+Answer = tuple[Probe, list[Json]]
+"""What a backend says of itself, and of each choice of options; of none where it cannot be asked."""
+UNKNOWN: Json = {"versions": {}, "refusal": None}
+"""What is known of a choice then."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Contestant:
     probe: Probe
     made_by: Mapping[str, str] = field(default_factory=dict)
     """The versions of what makes its artefacts, if it can keep them: `contract.Keeper.compilers`."""
+    refusal: str | None = None
+    """Why a build would refuse the options, as far as its backend knows before."""
 
     @property
     def name(self) -> str:
@@ -50,6 +54,8 @@ class Contestant:
             return "unsupported", f"runs on {', '.join(self.probe.devices)} here, not on {kind}"
         if dtype not in self.probe.dtypes:
             return "unsupported", f"takes {', '.join(self.probe.dtypes)}, not {dtype}"
+        if self.refusal:
+            return "unsupported", self.refusal
         if clock == "drained" and not self.probe.in_process:
             return "unsupported", ALL_OF_A_REQUEST
         return None
@@ -76,7 +82,7 @@ def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> Answer:
     outcome = run(job, python=python, log=log, stopped=stopped)
     if outcome.status != "ok" or outcome.result is None:
         failed = Probe(reason=f"its probe failed in {python}: {outcome.reason}")
-        return failed, [{} for _ in job.choices]
+        return failed, []
     answer = outcome.result
     probe = Probe(
         reason=answer["reason"],
@@ -86,21 +92,21 @@ def ask(job: ProbeJob, python: str, stopped: Callable[[], bool]) -> Answer:
         dtypes=tuple(answer["dtypes"]),
         in_process=answer["in_process"],
     )
-    return probe, answer["made_by"]
+    return probe, answer["choices"]
 
 
 def choose(named: tuple[Named, ...] | None, target: Target, pythons: Mapping[str, str]) -> list[Contestant]:
-    """Return the backends asked for, or every usable one that computes; raises UserError for unknown ones."""
-    for name, options in named or ():
-        registry.check_options(registry.find(name), options)
+    """Return the backends asked for, or every usable one that computes."""
     wanted = named if named is not None else tuple((name, {}) for name in registry.names() if name != "null")
     choices = {name: [options for other, options in wanted if other == name] for name, _ in wanted}
     answers = ask_all([ProbeJob(name, target, tuple(each)) for name, each in choices.items()], pythons)
     found = []
     for name, options in wanted:
-        probe, made_by_choice = answers[name]
-        made_by = made_by_choice[choices[name].index(options)]
+        probe, told = answers[name]
+        choice = told[choices[name].index(options)] if told else UNKNOWN
+        made_by = choice["versions"]
         probe = replace(probe, versions={**made_by, **probe.versions, **set_variables()})
-        found.append(Contestant(name, options, pythons.get(name, sys.executable), probe, made_by))
+        python = pythons.get(name, sys.executable)
+        found.append(Contestant(name, options, python, probe, made_by, choice["refusal"]))
     usable = [each for each in found if each.obstacle(target.device, target.dtype) is None]
     return found if named is not None else usable

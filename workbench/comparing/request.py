@@ -13,10 +13,13 @@ Named = tuple[str, dict[str, str]]
 """A backend's id with its options."""
 
 REPEATS = 3
+MOST_REPEATS = 1000
 CPU_BUDGET_S = 5.0
 GPU_BUDGET_S = 4.0
 """Time that warming up may take in one process, and the samples of one row after it. What waits for the host
 settles in no time: on a GPU most of a comparison would go into such rows."""
+MOST_BUDGET_S = 3600.0
+"""Beyond any use: more is a slip of the finger."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,14 @@ def settle(request: Request, device: str) -> Settings:
     repeats = request.repeats if request.repeats is not None else REPEATS
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
+    if repeats > MOST_REPEATS:
+        raise UserError(f"--repeats {repeats}: at most {MOST_REPEATS} processes measure a row")
     usual_s = CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
     budget_s = request.budget_s if request.budget_s is not None else usual_s
     if not 0 < budget_s < math.inf:
         raise UserError(f"--budget {budget_s:g}: give a finite number of seconds above 0")
+    if budget_s > MOST_BUDGET_S:
+        raise UserError(f"--budget {budget_s:g}: a row is sampled for at most {MOST_BUDGET_S:g} seconds")
     dtype = request.dtype if request.dtype is not None else ("float32" if on_cpu else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}")

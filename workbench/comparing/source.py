@@ -53,7 +53,13 @@ def foresee(model: str, dtype: str, progress: Progress) -> Source:
     name = model if given is None else given.resolve().name
     if given is None and not folder.is_dir():
         return Source(name, folder, find_preset(model), "")
-    weights = open_checkpoint(folder, dtype)
+    try:
+        weights = open_checkpoint(folder, dtype)
+    except UserError as error:
+        if given is not None:
+            raise
+        what = f"the weights of {model} that are kept in {folder} are damaged"
+        raise UserError(f"{what}: remove that folder, and they are written anew") from error
     return Source(name, folder, weights.config, find_checksum(weights, progress))
 
 

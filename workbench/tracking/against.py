@@ -37,6 +37,7 @@ class Judge:
     def __init__(self, against: str | None, results: Path) -> None:
         warn = Progress(Console(stderr=True)).warn
         self.against = against
+        self.results = results
         self.store = Store(results, warn)
         self.calibrations = Store(calibration_folder(results), warn)
         self.name = ""
@@ -52,7 +53,8 @@ class Judge:
         for entry in entries:
             if entry.record is None:
                 base = earlier.match(entry.blank)
-                self.grounds[row_key(entry.blank)] = Grounds(base, find_floor(entry.blank, calibrated))
+                floor = find_floor(entry.blank, calibrated, self.results)
+                self.grounds[row_key(entry.blank)] = Grounds(base, floor)
         return entries
 
     def find_earlier(self, blank: Record) -> Earlier:
@@ -97,6 +99,7 @@ def write(rows: Sequence[Judged], name: str, form: str) -> None:
     else:
         console = report.stdout()
         held = report.held_equal([each.record for each in rows])
-        console.print("Held equal:", *(f"  {line}" for line in held), sep="\n")
+        report.print_lines(console, ["Held equal:", *(f"  {line}" for line in held)])
         console.print(verdict_lines.table(rows, name))
-        console.print(*verdict_lines.remarks(rows), report.run_line([each.record for each in rows]), sep="\n")
+        run = report.run_line([each.record for each in rows])
+        report.print_lines(console, [*verdict_lines.remarks(rows), run])

@@ -9,7 +9,7 @@ from workbench import units
 from workbench.compare import measure
 from workbench.comparing.request import Request
 from workbench.record import Record
-from workbench.report import foldable, row_title, short_title, stdout
+from workbench.report import foldable, print_lines, row_title, short_title, stdout
 from workbench.tracking.floors import calibration_folder, floor_of
 from workbench.tracking.verdict import LEAST_CALIBRATION, MOST_THRESHOLD, NOISY, threshold
 
@@ -38,8 +38,7 @@ def write(records: Sequence[Record], as_json: bool) -> None:
         table.add_row(row_title(record), str(len(record.processes)), *cells)
     console.print(table)
     for record, floor in zip(records, floors, strict=True):
-        for line in remarks(record, floor):
-            console.print(f"{row_title(record)}: {line}")
+        print_lines(console, (f"{row_title(record)}: {line}" for line in remarks(record, floor)))
 
 
 def remarks(record: Record, floor: float | None) -> list[str]:

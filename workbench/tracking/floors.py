@@ -4,17 +4,21 @@ They lie under `results/calibration/` as ordinary records, samples and all, so t
 they judge, can be checked by anybody, and need no reader of their own. `compare` never takes them for rows.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from models.errors import UserError
+from workbench.comparing.request import CPU_BUDGET_S, GPU_BUDGET_S
 from workbench.ratios import difference, samples, workload_of
 from workbench.record import Record
 from workbench.report import row_title
 from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor
 
 CALIBRATION = "calibration"
+RESULTS = Path("results")
+"""Where commands look for records if nothing else is said."""
 
 
 def calibration_folder(results: Path) -> Path:
@@ -27,13 +31,13 @@ def floor_of(record: Record) -> float:
     return noise_floor(samples(record))
 
 
-def find_floor(record: Record, calibrated: Sequence[Record]) -> float:
-    """Return the noise floor for a row; raises UserError if it has none."""
+def find_floor(record: Record, calibrated: Sequence[Record], results: Path = RESULTS) -> float:
+    """Return the noise floor for a row of these results; raises UserError if it has none."""
     floor = known_floor(record, calibrated)
     if floor is None:
         raise UserError(
             f"{lack(record)}, so {row_title(record)} can have no verdict: "
-            "run `python -m workbench calibrate` there first"
+            f"run `{calibrate_command(record, results)}` there first"
         )
     return floor
 
@@ -60,6 +64,16 @@ def known_floor(record: Record, calibrated: Sequence[Record]) -> float | None:
 def lack(record: Record) -> str:
     """Say that a row has no noise floor."""
     return f"{record.gpu.get('name')} has no noise floor for {record.phase} yet"
+
+
+def calibrate_command(record: Record, results: Path) -> str:
+    """Write the command that gives a row of these results a noise floor: by the row's protocol, beside it."""
+    usual_s = CPU_BUDGET_S if record.device == "cpu" else GPU_BUDGET_S
+    budget_s = record.protocol.get("budget_s", usual_s)
+    command = f"python -m workbench calibrate --phases {record.phase}"
+    command += f" --budget {budget_s:g}" if budget_s != usual_s else ""
+    elsewhere = results.resolve() != RESULTS.resolve()
+    return command + (f" --results {shlex.quote(str(results))}" if elsewhere else "")
 
 
 def same_machine(calibration: Record, record: Record) -> bool:

@@ -10,7 +10,7 @@ from workbench.progress import Progress
 from workbench.record import Record
 from workbench.store import Store
 from workbench.tracking.earlier import describe
-from workbench.tracking.floors import calibration_folder, known_floor, lack
+from workbench.tracking.floors import calibrate_command, calibration_folder, known_floor, lack
 from workbench.tracking.history import History, Wanted, find_steps, group
 
 
@@ -24,15 +24,15 @@ def follow(wanted: Wanted, results: Path) -> list[History]:
         unmet = f"; {lost}" if (lost := wanted.unmet(timed)) else ""
         raise UserError(f"no such row with a time in {results}{unmet}: there is {describe(timed)}")
     calibrated = Store(calibration_folder(results), warn).read_all()
-    return [trace(row, calibrated) for row in group(chosen)]
+    return [trace(row, calibrated, results) for row in group(chosen)]
 
 
-def trace(records: Sequence[Record], calibrated: Sequence[Record]) -> History:
+def trace(records: Sequence[Record], calibrated: Sequence[Record], results: Path) -> History:
     """Find the steps of one row, or say what is needed for that; a single record has none anyway."""
     last = records[-1]
     floor = known_floor(last, calibrated) if len(records) > 1 else 0.0
     if floor is None:
-        command = f"python -m workbench calibrate --phases {last.phase}"
+        command = calibrate_command(last, results)
         advice = f"{lack(last)}, so the steps of rows there are unknown: run `{command}` there"
         return History(tuple(records), (), advice)
     return History(tuple(records), tuple(find_steps(records, floor)))

@@ -44,7 +44,7 @@ def titles(rows: Sequence[History]) -> list[str]:
 def print_row(name: str, history: History, console: Console) -> None:
     """Print the records of one row, and under them its steps."""
     records, steps = history.records, history.steps
-    table = foldable(COLUMNS, name)
+    table = foldable(COLUMNS, name, whole=("run",))  # which `--against` takes
     at = {step.index: step for step in steps}
     for index, record in enumerate(records):
         table.add_row(*cells(record), change_text(at[index].verdict) if index in at else "")

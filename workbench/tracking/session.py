@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from models.errors import UserError, one_line
-from workbench.caches import digest
+from workbench.caches import LOCKS, digest
 from workbench.compare import measure, resolve
 from workbench.comparing.entries import Entry, protocol
 from workbench.comparing.source import prepare
+from workbench.device.locks import DeviceLock
 from workbench.job import Json
 from workbench.options import INSTALL_TRACK, USAGE
 from workbench.plan import PlannedRow
@@ -24,6 +25,7 @@ from workbench.report import row_title, short_title
 from workbench.store import slug
 from workbench.tracking import verdict_lines
 from workbench.tracking.against import Judge
+from workbench.tracking.saved import refuse_nothing_in_common, refuse_nothing_saved
 from workbench.tracking.track import read_request
 from workbench.tracking.verdict_lines import Judged
 
@@ -50,6 +52,10 @@ class TrackSession:
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args = [str(self.table)]
         self.set_storage(config)
+        refuse_nothing_saved(config.option)
+        if not config.option.collectonly:
+            with DeviceLock(self.device, LOCKS):
+                pass  # held again to measure: a device in use is told before pytest says anything
 
     def set_storage(self, config: pytest.Config) -> None:
         """Give each kind of device and each protocol a folder of its own in pytest-benchmark's storage."""
@@ -79,6 +85,9 @@ class TrackSession:
         if not wanted or option.collectonly or broken:
             return
         with plain_errors():
+            if option.benchmark_compare:
+                compared = session.config._benchmarksession.compared_mapping  # type: ignore[attr-defined]
+                refuse_nothing_in_common(compared, {item.nodeid for item in session.items})
             for record in measure(self.request, lambda entries: self.select(entries, wanted)):
                 self.records[row_name(record.name, record)] = record
 
@@ -115,7 +124,9 @@ class TrackSession:
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: Json) -> None:
         """Add what two files must share to be compared; the card and its driver are with each row."""
-        with plain_errors(), Progress(Console(stderr=True)) as progress:
+        # To compare, this is asked before anything is measured, and may be what writes the weights.
+        held = nullcontext() if self.records else DeviceLock(self.device, LOCKS)
+        with plain_errors(), Progress(Console(stderr=True)) as progress, held:
             source = prepare(self.settings.model, self.settings.dtype, progress)
             machine_info["workbench"] = {
                 "device": device_kind(self.device.device, self.device.identity()),

@@ -37,6 +37,7 @@ def test_a_log_that_cannot_be_written_is_named_not_the_interpreter(tmp_path):
         with pytest.raises(UserError, match=f"cannot write the log {log}: {why}; ") as caught:
             process.run(ProbeJob("null"), log=log)
         assert "Python" not in str(caught.value)
+        assert str(caught.value).endswith("or set WORKBENCH_CACHE if it is in the cache")
 
 
 def test_a_full_disk_under_the_job_is_named_not_the_interpreter(tmp_path, monkeypatch):

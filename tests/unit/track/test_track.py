@@ -1,26 +1,15 @@
 """`pytest --workbench`, with measurements that are told what to find."""
 
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from backends.contract import Probe
-from models.config import PRESETS
 from models.errors import UserError
 from tests.unit.builders import TRACK_TABLE
-from workbench import compare
-from workbench.comparing.contestants import Contestant
-from workbench.comparing.entries import Entry, blank_record
-from workbench.comparing.request import Request
-from workbench.comparing.source import Source
-from workbench.record import ProcessRun, Record
-from workbench.statistics import summarise
+from tests.unit.track.conftest import RUN, Apart, Harness, expect_refusal
 from workbench.store import Store
 from workbench.tracking import session as track_session
 from workbench.tracking.floors import calibration_folder
@@ -28,55 +17,6 @@ from workbench.tracking.track import read_request
 
 pytest.importorskip("pytest_benchmark", reason="install it: pip install 'workbench[track]'")
 pytest_plugins = ["pytester"]
-
-SOURCE = Source("tiny", Path("tiny"), PRESETS["tiny"], "abc")
-ROOT = Path(__file__).resolve().parents[2]
-RUN = ("-p", "workbench.tracking.pytest_plugin", "-p", "no:cacheprovider", "--workbench")
-
-
-class Harness:
-    """Stands in for the measuring: every row takes `time_s`, the rows in `failing` have none.
-
-    Engines of `elsewhere` run in another process, so they have no chained rows.
-    """
-
-    def __init__(self) -> None:
-        self.time_s = 0.001
-        self.failing: set[str] = set()
-        self.elsewhere: set[str] = set()
-        self.asked: list[str] = []
-        """Rows that were measured."""
-
-    def measure(self, request: Request, select: Callable[[list[Entry]], list[Entry]]) -> list[Record]:
-        device, settings, groups = compare.resolve(request)
-        entries = []
-        for group in groups:
-            for row in group.rows:
-                for backend, options in request.backends or ():
-                    if backend in self.elsewhere and row.clock == "chained":
-                        continue
-                    contestant = Contestant(backend, options, sys.executable, Probe())
-                    blank = blank_record("now", settings, device, SOURCE, contestant, row)
-                    entries.append(Entry(contestant, group, row, blank))
-        chosen = [self.finish(entry.blank) for entry in select(entries)]
-        self.asked += [track_session.row_name(record.name, record) for record in chosen]
-        return chosen
-
-    def finish(self, blank: Record) -> Record:
-        if blank.name in self.failing:
-            return replace(blank, status="crashed", reason="killed by SIGSEGV")
-        runs = [tuple(self.time_s * (1 + (index + place) / 2000) for place in range(4)) for index in range(5)]
-        runs_kept = tuple(map(ProcessRun, runs))
-        return replace(blank, status="ok", reason=None, processes=runs_kept, time_s=summarise(runs))
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester) -> Harness:
-    found = Harness()
-    monkeypatch.setattr(track_session, "measure", found.measure)
-    monkeypatch.setattr(track_session, "prepare", lambda *_: SOURCE)
-    (pytester.path / "pyproject.toml").write_text(TRACK_TABLE)
-    return found
 
 
 def keep(pytester: pytest.Pytester, harness: Harness) -> None:
@@ -111,46 +51,6 @@ def test_each_row_is_a_benchmark_with_our_samples(pytester: pytest.Pytester, har
     assert {"device", "protocol", "weights", "dtype"} <= set(about)
     assert bench["extra_info"]["protocol"] == about["protocol"]
     assert {"name", "uuid"} <= set(bench["extra_info"]["gpu"])
-
-
-def test_runs_are_saved_by_device_and_protocol_and_compared(
-    pytester: pytest.Pytester, harness: Harness
-) -> None:
-    assert pytester.runpytest(*RUN, "--benchmark-save=first").ret == 0
-    (saved,) = pytester.path.glob(".benchmarks/*/*/0001_first.json")
-    about = json.loads(saved.read_text())["machine_info"]["workbench"]
-    assert saved.parts[-3].endswith(about["protocol"][:8])
-    harness.time_s *= 2
-    done = pytester.runpytest(*RUN, "--benchmark-compare", "--benchmark-compare-fail=median:50%")
-    assert done.ret != 0
-    assert "Performance has regressed" in done.stderr.str() + done.stdout.str()
-
-
-@pytest.mark.parametrize("part", ["device", "protocol", "weights", None])
-def test_a_run_of_other_work_is_refused_before_anything_is_measured(
-    pytester: pytest.Pytester, harness: Harness, part: str | None
-) -> None:
-    assert pytester.runpytest(*RUN, "--benchmark-save=first").ret == 0
-    (saved,) = pytester.path.glob(".benchmarks/*/*/0001_first.json")
-    content = json.loads(saved.read_text())
-    if part is None:
-        del content["machine_info"]["workbench"]
-    else:
-        content["machine_info"]["workbench"][part] = "other"
-    saved.write_text(json.dumps(content))
-    harness.asked.clear()
-    done = pytester.runpytest(*RUN, "--benchmark-compare")
-    expect_refusal(done, f"{part or 'device'}: ")
-    assert harness.asked == []
-
-
-def expect_refusal(done: pytest.RunResult, *words: str) -> None:
-    assert done.ret == 2
-    text = done.stderr.str() + done.stdout.str()
-    (line,) = (line for line in text.splitlines() if "Error: " in line)
-    assert "Traceback" not in text
-    for word in words:
-        assert word in line
 
 
 def test_a_row_without_a_time_fails_with_its_reason(pytester: pytest.Pytester, harness: Harness) -> None:
@@ -226,13 +126,6 @@ def test_nothing_to_compare_with_is_refused(
     assert harness.asked == []
 
 
-@pytest.fixture
-def apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
-    """Return a function that runs pytest in a process of its own, where this project is not installed."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return pytester.runpytest_subprocess
-
-
 @pytest.mark.parametrize(
     ("table", "more", "words"),
     [
@@ -243,7 +136,7 @@ def apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callabl
 )
 def test_bad_tables_and_missing_parts_are_one_line(
     pytester: pytest.Pytester,
-    apart: Callable[..., pytest.RunResult],
+    apart: Apart,
     table: str,
     more: list[str],
     words: list[str],
@@ -255,7 +148,7 @@ def test_bad_tables_and_missing_parts_are_one_line(
 
 
 def test_a_folder_with_packages_of_the_same_names_is_one_line(
-    pytester: pytest.Pytester, apart: Callable[..., pytest.RunResult]
+    pytester: pytest.Pytester, apart: Apart
 ) -> None:
     (pytester.path / "pyproject.toml").write_text(TRACK_TABLE)
     (pytester.path / "models").mkdir()
@@ -272,7 +165,7 @@ def test_nothing_is_measured_where_other_tests_cannot_be_collected(
 
 
 def test_without_its_option_the_plugin_does_and_imports_nothing(
-    pytester: pytest.Pytester, apart: Callable[..., pytest.RunResult]
+    pytester: pytest.Pytester, apart: Apart
 ) -> None:
     (pytester.path / "pyproject.toml").write_text("[tool.workbench.track]\nnonsense = 1")
     pytester.makepyfile(
