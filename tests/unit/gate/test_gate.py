@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, ROWS, VOCAB, FakeEngine, shift_of
+from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, PROMPTS, ROWS, VOCAB, FakeEngine, shift_of
 from workbench import gate
 from workbench.checking import judgement
 from workbench.checking.checks import repeated_rows
@@ -77,17 +77,17 @@ def test_an_error_beyond_three_times_torchs_is_wrong(golden: Golden, noise: floa
         assert "times that of torch in the same dtype (" in verdict.reason
 
 
-def test_an_error_in_one_row_of_one_step_is_wrong(golden: Golden):
-    wave = 8 * NOISE * np.sign(np.random.default_rng(2).standard_normal(VOCAB))
+@pytest.mark.parametrize(("times", "passed"), [(3.6, True), (4.2, False)])
+def test_an_error_in_one_row_of_one_step_is_wrong(golden: Golden, times: float, passed: bool):
+    wave = times * NOISE * np.sign(np.random.default_rng(2).standard_normal(VOCAB))
 
     def answer(where: str, length: int, step: int, row: int) -> np.ndarray | float:
         return wave if (where, length, step, row) == ("decode", 17, 4, 2) else 0.0
 
     verdict = verify(FakeEngine(golden, answer), golden, BATCH)
-    assert not verdict.passed
+    assert verdict.passed is passed
     assert verdict.error_ratio is not None and verdict.error_ratio < 3
-    assert verdict.reason is not None
-    assert verdict.reason.endswith("(decode at length 17, step 5 of 16, row 2)")
+    assert passed or str(verdict.reason).endswith("(decode at length 17, step 5 of 16, row 2)")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
@@ -173,6 +173,31 @@ def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     assert [engine.calls[index][1] for index in rewinds] == list(LENGTHS)
     assert all(engine.calls[index + 1] == ("poison", engine.calls[index][1]) for index in rewinds)
     assert [done for done, _ in progress] == list(range(1, progress[-1][1] + 1))
+
+
+def test_every_prompt_is_prefilled_into_poison_and_over_another_sequence(golden: Golden):
+    class Remembering(FakeEngine):
+        """Keeps what the cache held before each prefill whose logits are read."""
+
+        held, before = "nothing", "nothing"
+
+        def poison(self, length: int) -> None:
+            self.held = "poison" if length == 0 else self.held
+
+        def prefill(self) -> None:
+            super().prefill()
+            tokens = self.calls[-1][1]
+            self.before, self.held = self.held, str(tokens[:, : PROMPTS[0]].tolist())
+
+        def logits(self) -> np.ndarray:
+            if self.phase == "prefill":
+                seen.append((self.length, self.before))
+            return super().logits()
+
+    seen: list[tuple[int, str]] = []
+    verify(Remembering(golden), golden, BATCH)
+    decoy = str([golden.decoy[0, : PROMPTS[0]].tolist()] * BATCH)
+    assert seen == [(prompt, held) for held in ("poison", decoy) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
