@@ -4,7 +4,7 @@ import pytest
 
 from models.errors import UserError
 from tests.unit.builders import record
-from workbench.ratios import compare_rows, difference, find_ratios
+from workbench.ratios import Ratio, compare_rows, difference, find_ratios
 
 
 def test_twice_as_fast_is_a_ratio_of_two() -> None:
@@ -46,6 +46,29 @@ def test_unlike_rows_are_refused_by_what_differs(field: str, value: object) -> N
     assert (field if field != "gpu" else "Another CPU") in str(caught.value)
 
 
+def test_a_refusal_names_what_differs_and_nothing_else() -> None:
+    one, other = ({"gate": gate, "budget_s": 5.0} for gate in (1, 2))
+    assert difference(record(protocol=one), record(protocol=other)) == "protocol: gate (1 and 2)"
+    one, other = ({"name": "Test CPU", "threads": threads} for threads in (2, 8))
+    assert difference(record(gpu=one), record(gpu=other)) == "device: threads (2 and 8)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "processes", "real"),
+    [
+        (1.01, 1.2, 3, True),
+        (1.0, 1.2, 3, False),
+        (0.8, 0.99, 3, True),
+        (0.8, 1.0, 3, False),
+        (1.1, 1.2, 1, False),
+    ],
+)
+def test_rows_are_told_apart_by_an_interval_without_one(
+    low: float, high: float, processes: int, real: bool
+) -> None:
+    assert Ratio("eager", 1.1, low, high, processes).real is real
+
+
 def test_number_of_threads_must_match() -> None:
     with pytest.raises(UserError, match="threads"):
         compare_rows(record(), record("compile", gpu={"name": "Test CPU", "threads": 8}))
@@ -60,6 +83,11 @@ def test_baseline_falls_to_the_first_ok_row() -> None:
     rows = [record("a", status="unstable"), record("b"), record("c")]
     ratios = find_ratios(rows, None)
     assert [ratio.to if ratio else None for ratio in ratios] == ["b", "b", "b"]
+
+
+def test_baseline_falls_to_the_first_with_a_time_where_none_is_ok() -> None:
+    rows = [record("a", status="crashed"), record("b", status="unstable"), record("c", status="unstable")]
+    assert [ratio and ratio.to for ratio in find_ratios(rows, None)] == [None, "b", "b"]
 
 
 def test_named_baseline_without_a_time_leaves_no_ratio() -> None:

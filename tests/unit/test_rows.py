@@ -83,7 +83,7 @@ def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
 
 
 def test_parts_are_the_medians_of_the_processes_that_have_them() -> None:
-    found = [result(parts={"plan_s": plan, "run_s": 1.0}) for plan in (3.0, 1.0, 2.0)]
+    found = [result(parts={"plan_s": plan, "run_s": 1.0}) for plan in (4.0, 1.0, 2.0)]
     assert finish(BLANK, [*found, result()], evidence()).parts == {"plan_s": 2.0, "run_s": 1.0}
     assert finish(BLANK, [result()], evidence()).parts == {}
 
@@ -144,6 +144,45 @@ def test_memory_is_split_and_the_rest_is_unknown_where_it_would_be_negative() ->
     assert small.peak_bytes["rest"] is None
 
 
+@pytest.mark.parametrize(
+    ("seen", "total"),
+    [
+        ([(True, 900), (False, 500), (False, 450)], 500),  # compiling takes memory, too
+        ([(True, 900), (False, None)], 900),
+        ([(None, 450), (None, 500)], 500),
+        ([(True, 400)], 400),
+        ([(True, None)], None),
+    ],
+)
+def test_memory_is_that_of_processes_that_found_their_caches_warm(
+    seen: list[tuple[bool | None, int | None]], total: int | None
+) -> None:
+    results = [result(cold=cold, peak_bytes=peak and peak * MIB) for cold, peak in seen]
+    memory = finish(BLANK, results, evidence()).peak_bytes
+    assert memory["total"] == (total and total * MIB)
+    assert memory["rest"] == (total and (total - 400) * MIB)
+
+
+def test_a_prefills_way_to_the_host_and_a_loading_are_medians_over_the_processes() -> None:
+    enqueues = ((1.0, 2.0, 9.0), (3.0, 4.0, 8.0), ())
+    results = [
+        result(enqueue_s=each, load_s=load_s) for each, load_s in zip(enqueues, (1.0, None, 4.0), strict=True)
+    ]
+    row = finish(BLANK, results, evidence())
+    assert row.enqueue_s == 3.5
+    assert row.load_s == 2.5
+    assert (finish(BLANK, [result()], evidence()).enqueue_s, BLANK.load_s) == (None, None)
+
+
+def test_kernels_are_those_of_the_first_process_that_has_them_else_why_there_are_none() -> None:
+    why = result(no_kernels="CUPTI is missing")
+    row = finish(BLANK, [result(), why, result(no_kernels="other")], evidence())
+    assert (row.kernels, row.no_kernels) == (None, "CUPTI is missing")
+    traced = [{"enqueue_s": 0.1, "busy_s": busy, "wall_s": 1.0, "span_s": 1.0} for busy in (1.0, 0.9)]
+    row = finish(BLANK, [result(), *(result(kernels=each) for each in traced)], evidence())
+    assert (row.kernels, row.no_kernels) == (traced[0], None)
+
+
 def test_worst_error_and_all_warnings_of_the_processes_are_kept_once() -> None:
     results = [result(warnings=("a", "b")), result(error_ratio=1.5, warnings=("b",))]
     row = finish(BLANK, results, dataclasses.replace(evidence(), ceilings={}))
@@ -167,3 +206,9 @@ def test_ceilings_keep_every_sample_of_every_look() -> None:
     assert summary["flops_per_s"]["median"] == 6.0
     assert summary["last_level_cache_bytes"] == 7
     assert summary["bursts"] == [how]
+
+
+def test_a_ceilings_interval_holds_the_middle_95_percent_of_its_samples() -> None:
+    look: dict[str, Any] = {"bandwidth_bytes_per_s": list(range(41)), "flops_per_s": [1.0]}
+    found = summarise_ceilings([look | {"last_level_cache_bytes": 7}])["bandwidth_bytes_per_s"]
+    assert (found["low"], found["median"], found["high"]) == (1.0, 20.0, 39.0)

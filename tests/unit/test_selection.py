@@ -52,6 +52,19 @@ def test_a_row_is_compared_with_the_baseline_of_its_own_call_though_a_newer_one_
     }
 
 
+def test_the_baseline_of_a_rows_own_call_did_the_same_work() -> None:
+    rows = [
+        record("eager", (9.0, 9.0), created=OLD, run="old", context=256),
+        record("eager", (5.0, 5.0), created=OLD, run="old", status="crashed"),
+        record("eager", (4.0, 4.0), created=OLD, run="old"),
+        record("tvm", (1.0, 1.0), created=OLD, run="old"),
+        record("eager", (8.0, 8.0), created=NEW, run="new"),
+    ]
+    (setting,) = select(rows)
+    pairs = zip(setting.report.records, setting.report.ratios, strict=True)
+    assert [ratio and ratio.median for row, ratio in pairs if row.name == "tvm"] == [4.0]
+
+
 def test_an_untuned_row_is_no_baseline_of_its_own() -> None:
     rows = [
         record("tvm", (1.0, 1.0), run="tuned"),

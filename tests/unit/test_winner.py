@@ -53,6 +53,13 @@ def test_two_processes_that_differ_show_little() -> None:
     assert said.endswith("more processes may tell, --repeats 5 for instance")
 
 
+@pytest.mark.parametrize(("repeats", "fewest", "more"), [(5, 5, False), (4, 4, True), (5, 4, True)])
+def test_more_processes_are_advised_where_a_rival_has_few(repeats: int, fewest: int, more: bool) -> None:
+    medians = [1.0, 1.2, 1.1, 1.3, 0.9]
+    rows = [row("a", *medians[:repeats]), row("b", *medians[:repeats]), row("c", *medians[:fewest])]
+    assert ("--repeats 5" in name_winner(rows)) is more
+
+
 def test_one_process_shows_nothing_of_others() -> None:
     said = name_winner([row("b", 2.0), row("a", 1.0), row("c", 3.0)])
     assert said.startswith("a took least, but one process cannot tell rows apart; more processes may tell")
