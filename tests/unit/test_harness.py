@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from workbench.clock import Clock
-from workbench.harness import time_decode, time_prefill
+from workbench.harness import Samples, time_decode, time_prefill, time_slope
 from workbench.stopping import StopRule, WarmUp
 
 STAGE, PREFILL, DECODE, DEVICE, REWIND = 100.0, 1.0, 2.0, 50.0, 7.0
@@ -90,6 +90,30 @@ def test_decode_is_timed_as_a_chain_with_one_wait_and_divided_by_its_steps():
     assert world.calls.count("decode") == 13 * 32
 
 
+def test_both_chains_of_a_slope_begin_on_an_idle_device():
+    world = World()
+    samples = time_slope(world, world, 9, 4, 32, TOKENS[:, 0], **rules(10))
+    assert samples.samples_s == (pytest.approx(DECODE + DEVICE),) * 10
+    begin = ["rewind 5", "feed", "fence", "now"]
+    chains = [*begin, *["decode"] * 4, "fence", "now", *begin, *["decode"] * 36, "fence", "now"]
+    assert world.calls[1 : 1 + len(chains)] == chains
+
+
+def test_samples_are_kept_to_as_many_digits_as_say_something():
+    world = World()
+    world.prefill = lambda: world.note("prefill", 1 / 7e5, pending=1.0)
+    samples = time_prefill(world, world, TOKENS, **rules(10))
+    assert samples.samples_s == (1.0,) * 10
+    assert samples.enqueue_s == (1.429e-6,) * 10
+    world.prefill = lambda: world.note("prefill", 1 / 7e5)
+    assert time_prefill(world, world, TOKENS, **rules(10)).samples_s == (1.42857e-6,) * 10
+
+
+def test_a_short_gap_is_a_gap_and_none_is_negative():
+    assert Samples((0.5, 0.5), (), 1.01, None).gap_s() == pytest.approx(0.005)
+    assert Samples((0.5, 0.5), (), 0.999, None).gap_s() == 0.0
+
+
 def test_every_sample_is_kept_in_order_and_warming_up_is_apart():
     world = World()
     durations = iter([99.0, 98.0, 97.0, *range(1, 11)])
@@ -112,12 +136,19 @@ def test_the_rules_are_told_the_time_that_everything_takes():
         doubt = None
 
         def add(self, sample_s, elapsed_s):
-            told.append(elapsed_s)
+            told.append((sample_s, elapsed_s))
             return len(told) % 2 == 0
 
+    works = iter([10.0, 20.0, 30.0, 40.0])
+    world.prefill = lambda: world.note("prefill", PREFILL, pending=next(works))
     time_prefill(world, world, TOKENS, warm_up=Rule(), stop=Rule())
-    whole = STAGE + STAGE + PREFILL + DEVICE
-    assert told == [whole, 2 * whole, whole, 2 * whole]
+    outside = STAGE + STAGE + PREFILL
+    assert told == [
+        (PREFILL + 10, outside + 10),
+        (PREFILL + 20, 2 * outside + 30),
+        (PREFILL + 30, outside + 30),
+        (PREFILL + 40, 2 * outside + 70),
+    ]
 
 
 def test_the_collector_rests_while_timing_and_is_put_back():

@@ -38,6 +38,15 @@ def test_warming_up_waits_for_falling_times_to_settle():
     assert 30 < count < WARM_CAP
 
 
+@pytest.mark.parametrize("scale", [1e-4, 100.0])
+def test_warming_up_ends_at_the_same_sample_however_long_the_samples_are(scale):
+    counts = [
+        feed(WarmUp(budget_s=10), (each * (1.0 + 4.0 * 0.9**count) for count in itertools.count()))
+        for each in (1.0, scale)
+    ]
+    assert counts[0] == counts[1]
+
+
 def test_outliers_do_not_keep_it_from_settling():
     spiky = itertools.cycle([1.0, 1.0, 9.0, 1.0, 1.0])
     assert feed(WarmUp(budget_s=10), spiky) == 10
@@ -80,6 +89,12 @@ def test_the_budget_is_advised_in_the_seconds_it_is_typed_in():
     feed(rule, itertools.repeat(0.0277), elapsed=lambda count: 0.0277 * count)
     assert rule.doubt is not None
     assert rule.doubt.endswith("a --budget above 0.25 s has")
+
+
+def test_a_budget_that_allowed_for_both_windows_was_not_too_small():
+    rule = WarmUp(budget_s=9)
+    assert feed(rule, (1.1**count for count in itertools.count()), elapsed=lambda count: 1.0 * count) == 10
+    assert "had not settled" in (rule.doubt or "")
 
 
 def test_constant_times_need_no_more_than_the_floor():
@@ -140,3 +155,19 @@ def test_the_error_follows_the_ranks_of_the_median_interval():
         rule.add(float(value), 0.0)
     # Le Boudec's table for n = 100: the interval runs from the 40th to the 61st sample.
     assert rule.error() == pytest.approx((61 - 40) / 2 / 50.5)
+
+
+def test_six_samples_are_the_first_that_bound_a_median():
+    rule = StopRule(budget_s=1)
+    for value in range(1, 6):
+        rule.add(float(value), 0.0)
+    assert rule.error() == math.inf
+    rule.add(6.0, 0.0)
+    assert rule.error() == pytest.approx((6 - 1) / 2 / 3.5)
+
+
+@pytest.mark.parametrize("middle", [0.0, -0.5])
+def test_a_median_that_is_no_time_bounds_nothing(middle):
+    rule = StopRule(budget_s=1e9, floor=10, cap=40)
+    assert feed(rule, itertools.cycle([middle, middle - 1.0, middle + 1.0, middle])) == 40
+    assert rule.error() == math.inf

@@ -80,6 +80,11 @@ def test_a_short_prefill_is_marked_too_and_told_why() -> None:
     assert "longer prompt" in line
 
 
+@pytest.mark.parametrize(("drained_s", "advice"), [(5.7e-3, "longer prompt"), (6.3e-3, "another stream")])
+def test_launch_and_wait_explain_what_is_apart_in_short_prefills_only(drained_s: float, advice: str) -> None:
+    assert advice in str(disagreement([{"events_s": [0.97 * drained_s], "drained_s": [drained_s]}]))
+
+
 def test_all_processes_are_judged_together() -> None:
     good = {"events_s": [1.0] * 10, "drained_s": [1.01] * 10}
     bad = {"events_s": [0.9] * 10, "drained_s": [1.01] * 10}
