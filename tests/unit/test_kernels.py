@@ -194,6 +194,12 @@ def test_a_gpu_whose_kernels_begin_late_is_warned_of_too() -> None:
     assert "5.00 ms of 16.2 ms pass before its first kernel or after its last" in line
 
 
+@pytest.mark.parametrize(("wall_s", "warned"), [(12.4e-3, False), (12.6e-3, True)])
+def test_a_tenth_of_the_call_may_pass_without_a_kernel(wall_s: float, warned: bool) -> None:
+    found = summarise(ran((0, 11_250_000)), 1, HostTimes(enqueue_s=5.7e-3, wall_s=wall_s))
+    assert (host_bound(found, call_s=wall_s) is not None) is warned
+
+
 @pytest.mark.parametrize("enqueue_s", [1e-5, 1.9e-3, 2.0e-3])
 def test_an_engine_that_only_returns_late_is_not_warned_of(enqueue_s: float) -> None:
     found = summarise(ran((0, 1_900_000)), 1, HostTimes(enqueue_s, wall_s=2e-3))
