@@ -25,7 +25,11 @@ def test_a_summary_keeps_a_few_moments_of_the_course():
     assert course["at_s"][-1] == 5
     assert course["sm_mhz"] == [1980 - round(20 * at) for at in course["at_s"]]
     assert len(course["power_w"]) == COURSE
-    assert summarise([replace(CALM, power_w=None)])["course"]["power_w"] == [None]
+    unknown = Sighting(None, None, None, None, None, None)
+    for seen in (replace(CALM, power_w=None), replace(CALM, sm_mhz=None)):
+        course = summarise([seen, unknown])["course"]
+        assert (course["sm_mhz"], course["power_w"]) == ([seen.sm_mhz, None], [seen.power_w, None])
+    assert summarise([unknown])["course"] is None
 
 
 def test_nothing_seen_is_nothing_said():
@@ -59,8 +63,10 @@ def test_the_power_limit_is_warned_of_by_its_worst_process():
     assert slow_down([capped]) is None
 
 
-def test_a_power_limit_met_now_and_then_is_not_worth_a_warning():
-    assert advise([summarise([replace(CALM, reasons=0x4)] + [CALM] * 19)], 700) == ()
+@pytest.mark.parametrize(("capped", "warned"), [(1, False), (2, True), (3, True)])
+def test_a_power_limit_met_in_less_than_a_tenth_of_the_samples_is_not_worth_a_warning(capped, warned):
+    seen = summarise([replace(CALM, reasons=0x4)] * capped + [CALM] * (20 - capped))
+    assert bool(advise([seen], 700)) is warned
 
 
 def test_a_power_limit_that_nvml_does_not_tell_is_warned_of_all_the_same():
@@ -74,8 +80,16 @@ def test_a_clock_that_falls_is_warned_of_with_a_next_step(clock, name):
     falling = summarise([high] * 10 + [low] * 10)
     warning = f"the {name} clock fell from 1980 to 1410 MHz while it was timed: rerun when the GPU is cool"
     assert advise([falling], 700) == (warning,)
+    calm = summarise([CALM] * 20)
+    assert advise([calm, falling, calm], 700) == (warning,)
     assert advise([summarise([low] * 10 + [high] * 10)], 700) == ()  # it rose, as it does in warming up
     assert advise([summarise([high] * 3 + [low] * 3)], 700) == ()  # too few to say
+
+
+@pytest.mark.parametrize(("later", "warned"), [(1930, False), (1910, True)])
+def test_a_clock_may_fall_by_3_percent(later, warned):
+    falling = summarise([CALM] * 10 + [replace(CALM, sm_mhz=later)] * 10)
+    assert bool(advise([falling], 700)) is warned
 
 
 @pytest.mark.parametrize(
