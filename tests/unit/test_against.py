@@ -145,6 +145,7 @@ def test_changes_name_versions_driver_and_code() -> None:
         "numpy none -> 2",
     ]
     assert changes(before, before) == []
+    assert changes(row(gpu={"name": "Test GPU"}), row()) == ["card none -> GPU-1", "driver none -> 580"]
 
 
 def test_changes_name_the_card_or_the_machine() -> None:

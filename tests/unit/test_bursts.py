@@ -1,5 +1,6 @@
 """How the ceilings' bursts follow each other: as planned from rows, as settled from rates."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_a_phase_without_rows_takes_the_bursts_of_the_other(tmp_path: Path) -> N
     rows[0].results = {0: result((0.01,), 0.003)}
     prefill = plan_bursts(TINY, "float32", rows, "prefill")
     assert prefill == plan_bursts(TINY, "float32", rows, "decode")
+
+
+def test_samples_by_slope_which_are_of_two_chains_are_gone_by_where_there_are_no_others(
+    tmp_path: Path,
+) -> None:
+    (plain,) = entries(tmp_path, ("decode",))
+    (slope,) = (replace(entry, row=replace(entry.row, lead=16)) for entry in entries(tmp_path, ("decode",)))
+    plain.results, slope.results = {0: result((0.01,), 0.003)}, {0: result((0.02,), 0.005)}
+    for phase in PHASES:
+        assert plan_bursts(TINY, "float32", [slope, plain], phase).burst_s == pytest.approx(0.32)
+        assert plan_bursts(TINY, "float32", [slope], phase).burst_s == pytest.approx(0.64)
 
 
 RATES = Work(bytes=1000, flops=10_000)

@@ -52,6 +52,7 @@ def test_workload_tokens_differ_by_sequence_and_seed_but_not_by_batch():
     assert tokens.min() >= 0
     assert tokens.max() < 1000
     assert len({row.tobytes() for row in tokens}) == 3
+    assert set(workload_tokens(2, 3, 40, seed=7).ravel().tolist()) == {0, 1}
     assert np.array_equal(workload_tokens(1000, 5, 40, seed=7)[:3], tokens)
     assert not np.array_equal(workload_tokens(1000, 3, 40, seed=8), tokens)
 

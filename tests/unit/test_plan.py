@@ -7,7 +7,7 @@ import pytest
 from models.config import PRESETS
 from models.errors import UserError
 from workbench.checking.checks import FORCED_STEPS, capacity_for
-from workbench.plan import CPU_DEFAULT, PHASES, PlannedRow, Workload, plan
+from workbench.plan import CPU_DEFAULT, MOST_SEQUENCES, PHASES, PlannedRow, Workload, plan
 
 TINY = PRESETS["tiny"]
 
@@ -37,6 +37,8 @@ def test_each_batch_and_context_has_an_engine_of_its_own() -> None:
 def test_prompt_goes_to_the_smallest_engine_that_holds_it() -> None:
     groups = plan(TINY, workload(prompts=(64, 200, 300), contexts=(128, 256)))
     assert [group.shapes.prompts for group in groups] == [(64, 128), (200, 256), (300,)]
+    (group,) = plan(TINY, workload(prompts=(128,)))
+    assert [row.length for row in group.rows] == [128, 128]
 
 
 def test_every_row_is_planned_once() -> None:
@@ -46,7 +48,9 @@ def test_every_row_is_planned_once() -> None:
 
 
 def test_engine_has_room_for_the_timed_and_the_checked_steps() -> None:
-    for group in plan(TINY, workload(steps=48, prompts=(64, 300))):
+    groups = plan(TINY, workload(steps=48, prompts=(64, 300, 400)))
+    assert [group.shapes.capacity for group in groups] == [128 + 48, 400 + FORCED_STEPS + 1]
+    for group in groups:
         longest = max(group.shapes.prompts)
         assert group.shapes.capacity >= longest + FORCED_STEPS
         for row in group.rows:
@@ -68,6 +72,12 @@ def test_one_phase_alone_plans_no_row_of_the_other() -> None:
         ({"prompts": (0, 4)}, "--prompt 0,4"),
         ({"contexts": (-1,)}, "--context -1"),
         ({"steps": 31}, "--steps 31"),
+        ({"batches": ()}, "--batch : every value must be at least 1"),
+        ({"batches": (1, MOST_SEQUENCES + 1)}, "--batch 65537: at most 65536"),
+        ({"phases": ()}, "--phases : choose from"),
+        ({"phases": ("prefill", "decod")}, "--phases prefill,decod: choose from"),
+        ({"contexts": (128, 2048)}, "--context 2048 needs 2080 positions"),
+        ({"prompts": (64, 2049)}, "--prompt 2049 needs 2066 positions"),
         ({"contexts": (TINY.max_positions,)}, "--context 2048 needs 2080 positions"),
         ({"prompts": (TINY.max_positions + 1,)}, "--prompt 2049 needs"),
         ({"contexts": (1,), "steps": 4096}, "take fewer --steps"),
@@ -78,6 +88,21 @@ def test_impossible_workloads_are_refused_in_one_line(changes: dict[str, object]
         plan(TINY, workload(**changes))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_most_sequences_and_a_length_of_no_phase_asked_for_are_allowed() -> None:
+    (group,) = plan(TINY, workload(phases=("prefill",), batches=(MOST_SEQUENCES,), contexts=(4096,)))
+    assert group.shapes.batch == MOST_SEQUENCES
+    (group,) = plan(TINY, workload(phases=("decode",), prompts=(4096,)))
+    assert [row.phase for row in group.rows] == ["decode"]
+
+
+@pytest.mark.parametrize(("positions", "advice"), [(33, "take fewer --steps"), (32, "that is too short")])
+def test_fewer_steps_are_advised_where_one_position_leaves_room_for_the_fewest(
+    positions: int, advice: str
+) -> None:
+    with pytest.raises(UserError, match=advice):
+        plan(replace(TINY, max_positions=positions), workload(contexts=(1,), phases=("decode",), steps=64))
 
 
 def test_a_model_too_short_for_any_step_is_not_told_to_take_fewer() -> None:
