@@ -109,6 +109,11 @@ def test_a_slow_down_by_the_hardware_is_named_with_a_next_step(bit, name):
     assert reason.endswith("then rerun")
 
 
+def test_a_slow_down_that_was_seen_once_in_a_long_row_is_one():
+    reason = slow_down([summarise([CALM] * 2999 + [replace(CALM, reasons=0x8)])])
+    assert "hw_slowdown in 0.1% of the samples" in str(reason)
+
+
 @pytest.mark.parametrize("bit", [0x1, 0x2, 0x4, 0x10, 0x100])
 def test_what_is_asked_for_is_no_slow_down(bit):
     assert slow_down([summarise([replace(CALM, reasons=bit)] * 20)]) is None

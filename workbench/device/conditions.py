@@ -80,7 +80,7 @@ def slow_down(processes: Sequence[Json]) -> str | None:
         if share > 0:
             hottest = max((_hottest(process) for process in processes), default=0)
             heat = f", at up to {hottest} degrees Celsius" if hottest else ""
-            seen = f"{name} in {share:.0%} of the samples of a process{heat}"
+            seen = f"{name} in {share:.{0 if share >= 0.01 else 1}%} of the samples of a process{heat}"
             return f"the GPU held back ({seen}): {advice}, then rerun"
     return None
 
@@ -137,7 +137,8 @@ def _reasons(bits: Sequence[int]) -> dict[str, float] | None:
     if not bits:
         return None
     named = {name: sum(bool(each >> place & 1) for each in bits) for place, name in enumerate(REASONS)}
-    return {name: round(count / len(bits), 3) for name, count in named.items() if count}
+    # A bit that was seen is not rounded away: once in a long row is still a slow-down.
+    return {name: max(round(count / len(bits), 3), 0.001) for name, count in named.items() if count}
 
 
 def _share(process: Json, reason: str) -> float:
