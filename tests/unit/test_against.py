@@ -74,6 +74,16 @@ def test_rows_are_judged_by_their_earlier_ones(
     assert (found.verdict.kind, found.regressed) == (kind, regressed)
 
 
+def test_a_gpu_that_held_back_is_why_a_change_is_none_of_the_codes(results: Path) -> None:
+    for later, unclear in ((row(1.05, clocks=HOT), True), (row(1.05), False)):
+        reason = judged(results, later).verdict.reason
+        assert ("hw_thermal_slowdown" in str(reason)) is unclear
+    Store(results, print).append(row(run="hot", clocks=HOT))
+    judge = Judge("hot", results)
+    judge.settle([entry(row())])
+    assert "hw_thermal_slowdown" in str(judge.judge(row(1.05)).verdict.reason)  # the earlier row's, too
+
+
 def test_one_process_a_side_has_a_ratio_without_an_interval(tmp_path: Path) -> None:
     Store(tmp_path, print).append(row(run="first", count=1))
     Store(calibration_folder(tmp_path), print).append(row(count=10))
@@ -128,9 +138,30 @@ def test_verdicts_are_written_in_every_form(
         assert [each["verdict"] for each in rows] == ["slower", "missing"]
         assert float(rows[0]["ratio_low"]) < 1 / 1.05 < float(rows[0]["ratio_high"])
     else:
+        assert ("Held equal:\n" in printed, "| --- |" in printed or "|---|" in printed) == (
+            (True, False) if form == "table" else (False, True)
+        )
         for part in ("against run first", "slower", "0.952x [0.95", "2.0 %", "changed: workbench 0+a -> 0+b"):
             assert part in printed
         assert "absent decode b1 c128: missing: not installed" in printed
+
+
+@pytest.mark.parametrize(
+    ("times", "unharmed"),
+    [((1.0, 1.05), False), ((1.05, 1.0), False), ((1.0, 1.0), True), ((0.9, 1.0), True)],
+)
+def test_one_row_that_is_slower_fails_the_whole_run(
+    results: Path, times: tuple[float, ...], unharmed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(results, print).append(row(run="first", batch=8))
+    later = [row(time, batch=batch) for time, batch in zip(times, (1, 8), strict=True)]
+
+    def measure(request: Request, select: Any) -> list[Record]:
+        select([entry(each) for each in later])
+        return later
+
+    monkeypatch.setattr(against, "measure", measure)
+    assert compare_against(Request(results=results), "first", "json") is unharmed
 
 
 def test_changes_name_versions_driver_and_code() -> None:

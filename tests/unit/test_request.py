@@ -1,17 +1,22 @@
 """The command line's values: read, refused, and completed by the device's defaults."""
 
+import sys
+from dataclasses import asdict
 from math import inf, nan
+from pathlib import Path
 
 import pytest
 
 from models.errors import UserError
 from workbench.comparing import request as requests
-from workbench.comparing.request import Request, settle
+from workbench.comparing.request import Request, Settings, settle
+from workbench.plan import Workload
 
 
 def test_defaults_of_a_cpu() -> None:
     settings = settle(Request(), "cpu")
     assert (settings.model, settings.dtype, settings.repeats) == ("tiny", "float32", 3)
+    assert settings.budget_s == 5.0
     work = settings.workload
     assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (64,), (128,), 32)
 
@@ -19,15 +24,54 @@ def test_defaults_of_a_cpu() -> None:
 def test_defaults_of_a_gpu() -> None:
     settings = settle(Request(), "cuda:0")
     assert (settings.model, settings.dtype, settings.repeats) == ("llama-3.2-1b", "bfloat16", 3)
+    assert settings.budget_s == 4.0
     work = settings.workload
     assert (work.batches, work.prompts, work.contexts, work.steps) == ((1,), (512,), (1024,), 32)
 
 
 def test_what_is_given_beats_the_default() -> None:
-    given = Request(model="qwen3-8b", batches=(4,), steps=99, repeats=5, budget_s=0.5, dtype="float16")
-    settings = settle(given, "cpu")
-    assert (settings.model, settings.workload.batches, settings.workload.steps) == ("qwen3-8b", (4,), 99)
-    assert (settings.repeats, settings.budget_s, settings.dtype) == (5, 0.5, "float16")
+    work = Workload(phases=("decode",), batches=(4,), prompts=(7,), contexts=(9,), steps=99)
+    given = Request(model="qwen3-8b", repeats=1, budget_s=0.5, dtype="float16", **asdict(work))
+    assert settle(given, "cpu") == Settings("qwen3-8b", work, "float16", "cpu", 1, 0.5)
+
+
+def test_every_option_is_read_as_it_was_typed(tmp_path: Path) -> None:
+    found = requests.read(
+        backends="a,b[x=1]",
+        model="tiny",
+        phases="decode",
+        batch="8,1",
+        prompt="64",
+        context="128,256",
+        steps=48,
+        dtype="float16",
+        device="cpu",
+        repeats=5,
+        budget_s=0.5,
+        again=True,
+        results=tmp_path,
+        python=[f"eager={sys.executable}"],
+        baseline="b",
+        engines=tmp_path / "engines",
+    )
+    assert found == Request(
+        backends=(("a", {}), ("b", {"x": "1"})),
+        model="tiny",
+        phases=("decode",),
+        batches=(1, 8),
+        prompts=(64,),
+        contexts=(128, 256),
+        steps=48,
+        dtype="float16",
+        device="cpu",
+        repeats=5,
+        budget_s=0.5,
+        baseline="b",
+        again=True,
+        results=tmp_path,
+        engines=tmp_path / "engines",
+        pythons={"eager": sys.executable},
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,6 +105,8 @@ def test_other_lists_are_refused_by_option(text: str) -> None:
 
 def test_phases_keep_their_order_and_unknown_ones_are_refused() -> None:
     assert requests.read_phases("decode,prefill") == ("prefill", "decode")
+    assert requests.read_phases("decode") == ("decode",)
+    assert requests.read_phases(None) is None
     with pytest.raises(UserError, match="'decod'"):
         requests.read_phases("prefill,decod")
 

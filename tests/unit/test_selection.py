@@ -116,6 +116,22 @@ def test_rows_come_by_workload_the_fastest_first_and_those_without_a_time_last()
     ]
 
 
+def test_workloads_come_by_phase_then_by_length_and_steps_whatever_their_times() -> None:
+    prefills = [record(phase="prefill", prompt=prompt, context=None, steps=None) for prompt in (512, 64)]
+    decodes = [
+        record(samples=(each, each), context=context, steps=steps)
+        for each, context, steps in ((1.0, 1024, 32), (2.0, 128, 64), (3.0, 128, 32))
+    ]
+    (setting,) = select([*decodes, *prefills])
+    assert [(row.phase, row.prompt or row.context, row.steps) for row in setting.report.records] == [
+        ("prefill", 64, None),
+        ("prefill", 512, None),
+        ("decode", 128, 32),
+        ("decode", 128, 64),
+        ("decode", 1024, 32),
+    ]
+
+
 def test_baseline_is_that_of_each_workload() -> None:
     rows = [record("eager"), record("compile", (0.5, 0.5)), record("compile", (0.5, 0.5), batch=8)]
     (setting,) = select(rows)
