@@ -17,7 +17,7 @@ from models.checkpoint import Weights, open_checkpoint
 from workbench.building.work import open_engine
 from workbench.checking.checks import workload_tokens
 from workbench.checking.golden import load_golden
-from workbench.checking.judgement import Verdict
+from workbench.checking.judgement import EVERYTHING, Verdict
 from workbench.clock import Clock
 from workbench.device import machine, memory
 from workbench.events import Events
@@ -185,7 +185,9 @@ def check(bench: Bench, engine: Engine) -> Verdict:
 def blind_spots(verdict: Verdict) -> tuple[str, ...]:
     """Warn of faults that rounding hides at some checks."""
     return tuple(
-        f"rounding hides the fault '{fault}' at {', '.join(checks)}: it was looked for elsewhere only"
+        f"rounding hides the fault '{fault}' at every check: it could not be looked for"
+        if EVERYTHING in checks
+        else f"rounding hides the fault '{fault}' at {', '.join(checks)}: it was looked for elsewhere only"
         for fault, checks in verdict.blind.items()
     )
 

@@ -114,3 +114,15 @@ def test_a_rows_memory_is_of_the_build_and_its_own_samples_not_of_the_check(
     rows = [measure.time_row(bench, built, row) for row in ROWS]
     assert [row.peak_bytes for row in rows] == [500, 300]
     assert len(resets) == 2
+
+
+@pytest.mark.parametrize(
+    ("checks", "words"),
+    [
+        (("prefill of 8",), "at prefill of 8: it was looked for elsewhere only"),
+        (("everything", "prefill of 8"), "at every check: it could not be looked for"),
+    ],
+)
+def test_a_fault_that_rounding_hides_is_warned_of(checks: tuple[str, ...], words: str) -> None:
+    found = measure.blind_spots(replace(RIGHT, blind={"one page stale": checks}))
+    assert found == (f"rounding hides the fault 'one page stale' {words}",)

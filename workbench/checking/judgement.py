@@ -31,6 +31,8 @@ FREEDOM_SHARE = 0.25
 MOST = 0.8
 """Share of an error that a mutant explains if it is the engine's fault and rounding is small beside it."""
 POISONED = " into a poisoned cache"
+EVERYTHING = "everything"
+"""What all checks together are called."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def judge(checks: list[Check], golden: Golden) -> Verdict:
             each.projections[mutant][each.judged[mutant]] for level in (whole, *levels) for each in level
         )
         projections[name] = max((float(value.max()) for value in values if value.size), default=0.0)
-        unseen = tuple(each.check.name for each in (*whole, *levels[0]) if not each.judged[mutant].all())
+        unseen = [each.check.name for each in levels[0] if not each.judged[mutant].all()]
+        if not any(each.judged[mutant].any() for level in (whole, *levels) for each in level):
+            unseen.insert(0, EVERYTHING)
         if unseen:
             blind[name] = tuple(dict.fromkeys(unseen))
     ratio = float(np.max([error_ratios(check, (0, 1)).max() for check in checks]))  # NaN if any is
@@ -133,7 +137,7 @@ def pool(checks: list[Check]) -> Check:
         total: Floats = sum(getattr(check, name).sum(-2, keepdims=True) for check in checks)
         return total
 
-    return Check("everything", add("dots"), add("shifts"), add("noise"), add("errors"), add("references"))
+    return Check(EVERYTHING, add("dots"), add("shifts"), add("noise"), add("errors"), add("references"))
 
 
 def name_fault(levels: list[list[Projected]], names: list[str]) -> str | None:
