@@ -48,6 +48,24 @@ def test_a_real_change_below_the_threshold_is_the_same() -> None:
     assert found.kind == "same"
 
 
+@pytest.mark.parametrize(("percent", "real"), [(1.9, False), (2.1, True)])
+def test_a_change_counts_from_the_threshold_on(percent: float, real: bool) -> None:
+    slow = times([(1.0,)] * 5, 1 + percent / 100)
+    assert judge([(1.0,)] * 5, slow, floor=0).kind == ("slower" if real else "same")
+    assert judge(slow, [(1.0,)] * 5, floor=0).kind == ("faster" if real else "same")
+
+
+@pytest.mark.parametrize("outlier", [1.0, 0.99])
+def test_a_change_that_one_process_in_five_did_not_show_is_unclear(outlier: float) -> None:
+    mostly = [(1.05,)] * 4 + [(outlier,)]
+    for base, later in ((mostly, [(1.0,)] * 5), ([(1.0,)] * 5, mostly)):
+        found = judge(base, later, floor=0)
+        assert abs(math.log(found.ratio.value)) == pytest.approx(math.log(1.05))
+        assert found.kind == "unclear"
+        assert found.reason is not None
+        assert "more processes a side would settle it" in found.reason
+
+
 def test_a_noisy_machine_must_show_a_larger_change() -> None:
     assert threshold(0.001) == 0.02
     assert threshold(0.02) == pytest.approx(0.06)
@@ -73,6 +91,9 @@ def test_a_machine_that_hides_large_changes_gives_no_verdict() -> None:
     found = judge(QUIET, times(OTHER, 3), floor=0.1)
     assert found.kind == "unclear"
     assert "too noisy" in str(found.reason)
+    assert "too noisy" in str(judge(QUIET[:2], OTHER[:2], floor=0.1).reason)  # more processes would not help
+    assert judge(QUIET, times(OTHER, 3), floor=0.083).kind == "slower"
+    assert judge(QUIET, times(OTHER, 3), floor=0.084).kind == "unclear"
 
 
 def test_absence_of_a_difference_is_no_evidence_of_sameness() -> None:
@@ -110,6 +131,13 @@ def test_advice_follows_the_root_of_the_number_of_processes() -> None:
     wanted = math.log(1.02) - abs(math.log(found.ratio.value))
     half = max(math.log(found.ratio.high), -math.log(found.ratio.low))
     assert repeats_advised(base, later, 0) == math.ceil(5 * (half / wanted) ** 2)
+
+
+def test_advice_is_about_what_the_estimate_leaves_to_settle() -> None:
+    nearly = judge([(1.0,)] * 4 + [(1.03,)], [(1.005,)] * 5, floor=0)  # to be the same: log 1.02 - log 1.005
+    assert nearly.reason == "about 15 more processes a side would settle it: give both --repeats 20"
+    changed = judge([(1.05,)] * 4 + [(1.0,)], [(1.0,)] * 5, floor=0)  # to be faster: all of log 1.05
+    assert changed.reason == "about 1 more processes a side would settle it: give both --repeats 6"
 
 
 def test_what_lies_at_the_threshold_is_not_promised_to_settle() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.gate.answers import BATCH, LENGTHS, MUTANTS, NOISE, PROMPTS, ROWS, VOCAB, FakeEngine, shift_of
 from workbench import gate
 from workbench.checking import judgement
-from workbench.checking.checks import repeated_rows
+from workbench.checking.checks import FORCED_STEPS, repeated_rows
 from workbench.checking.golden import Golden
 from workbench.gate import verify
 
@@ -20,6 +20,14 @@ def test_an_engine_with_torchs_rounding_passes(golden: Golden):
     assert verdict.error_ratio == pytest.approx(1.0, abs=0.1)
     assert set(verdict.projections) == set(MUTANTS)
     assert all(abs(value) < 0.05 for value in verdict.projections.values())
+    assert verdict.blind == {}
+
+
+def test_an_engine_without_any_error_passes(golden: Golden):
+    verdict = verify(FakeEngine(golden, noise=0.0), golden, BATCH)
+    assert verdict.passed
+    assert verdict.error_ratio == 0.0
+    assert verdict.projections == dict.fromkeys(MUTANTS, 0.0)
     assert verdict.blind == {}
 
 
@@ -160,14 +168,18 @@ def test_a_golden_without_mutants_still_bounds_the_error(golden: Golden):
 def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     engine, progress = FakeEngine(golden), []
     verify(engine, golden, BATCH, lambda done, total: progress.append((done, total)))
-    batch = repeated_rows(BATCH, ROWS)
-    for name, value in engine.calls:
+    batch, fed = repeated_rows(BATCH, ROWS), []
+    for index, (name, value) in enumerate(engine.calls):
         if name == "feed":
             position, tokens = value
             assert np.array_equal(tokens, golden.tokens[batch, position])
+            fed.append(position)
         if name == "stage":
+            again = engine.calls[index - 1][0] == "stage"  # over what the other sequence left
+            assert again or engine.calls[index - 1] == ("poison", 0)
             wanted = (golden.tokens[batch], golden.decoy[np.zeros_like(batch)])
             assert any(np.array_equal(value, each[:, : value.shape[1]]) for each in wanted)
+    assert fed == [length + step for length in (40, *LENGTHS) for step in range(FORCED_STEPS)]
     names = [name for name, _ in engine.calls]
     rewinds = [index for index, name in enumerate(names) if name == "rewind"]
     assert [engine.calls[index][1] for index in rewinds] == list(LENGTHS)
