@@ -79,6 +79,11 @@ def test_baseline_is_eager_wherever_it_stands() -> None:
     assert [ratio.to if ratio else None for ratio in ratios] == ["eager", "eager"]
 
 
+def test_a_baseline_is_as_fast_as_itself_however_noisy() -> None:
+    noisy = record(samples=(1.0, 3.0, 0.5, 9.0))
+    assert find_ratios([noisy], None) == [Ratio("eager", 1.0, 1.0, 1.0, processes=2)]
+
+
 def test_baseline_falls_to_the_first_ok_row() -> None:
     rows = [record("a", status="unstable"), record("b"), record("c")]
     ratios = find_ratios(rows, None)

@@ -85,14 +85,41 @@ def test_work_that_fits_in_cache_has_no_share_and_says_so() -> None:
 def test_parts_are_the_medians_of_the_processes_that_have_them() -> None:
     found = [result(parts={"plan_s": plan, "run_s": 1.0}) for plan in (4.0, 1.0, 2.0)]
     assert finish(BLANK, [*found, result()], evidence()).parts == {"plan_s": 2.0, "run_s": 1.0}
+    assert finish(BLANK, [result(), found[0]], evidence()).parts == {"plan_s": 4.0, "run_s": 1.0}
     assert finish(BLANK, [result()], evidence()).parts == {}
 
 
 def test_one_failed_process_fails_the_row() -> None:
-    results = [result(), RowResult("k", "crashed", "killed by SIGKILL in stage time")]
-    row = finish(BLANK, results, evidence())
-    assert (row.status, row.time_s, row.tokens_per_s) == ("crashed", None, None)
-    assert row.reason == "killed by SIGKILL in stage time"
+    crashed = RowResult("k", "crashed", "killed by SIGKILL in stage time")
+    for results in ([result(), crashed], [crashed, result()], [crashed, RowResult("k", "oom", "later")]):
+        row = finish(BLANK, results, evidence())
+        assert (row.status, row.time_s, row.tokens_per_s) == ("crashed", None, None)
+        assert row.reason == "killed by SIGKILL in stage time"
+        assert row.error_ratio == (1.0 if result() in results else None)
+
+
+def test_a_row_says_what_its_engine_was_when_and_beside_which_ceilings() -> None:
+    look = {"ceilings_before": {"bandwidth_bytes_per_s": [1.0]}, "idle_bytes": 7}
+    made = result(definition="own", provenance="patched: x", clocks=look)
+    row = finish(BLANK, [made], evidence())
+    assert (row.definition, row.provenance) == ("own", "patched: x")
+    assert row.created > BLANK.created
+    assert (row.ceilings, row.build_s) == (evidence().ceilings, {"cold": 2.0, "warm": 1.0})
+    assert row.processes[0].clocks == {"idle_bytes": 7}  # the record has the ceilings once
+
+
+@pytest.mark.parametrize("untuned", [True, False])
+def test_a_time_that_says_nothing_of_the_compiler_is_warned_of(untuned: bool) -> None:
+    engine = {"key": "k", "target": "h100", "untuned": untuned}
+    row = finish(dataclasses.replace(BLANK, engine=engine), [result()], evidence())
+    assert any("its engine for h100" in line for line in row.warnings) is untuned
+
+
+def test_a_device_whose_cache_is_unknown_has_a_share_all_the_same() -> None:
+    known = evidence(gigabytes=0.01)
+    ceilings = {name: each for name, each in known.ceilings.items() if name != "last_level_cache_bytes"}
+    row = finish(BLANK, [result((1e-2,) * 5)], dataclasses.replace(known, ceilings=ceilings))
+    assert row.limit_share == pytest.approx(0.1)
 
 
 def test_one_unstable_process_makes_the_row_unstable_with_its_reason() -> None:
@@ -166,11 +193,11 @@ def test_memory_is_that_of_processes_that_found_their_caches_warm(
 def test_a_prefills_way_to_the_host_and_a_loading_are_medians_over_the_processes() -> None:
     enqueues = ((1.0, 2.0, 9.0), (3.0, 4.0, 8.0), ())
     results = [
-        result(enqueue_s=each, load_s=load_s) for each, load_s in zip(enqueues, (1.0, None, 4.0), strict=True)
+        result(enqueue_s=each, load_s=load_s) for each, load_s in zip(enqueues, (1.0, 2.0, 9.0), strict=True)
     ]
     row = finish(BLANK, results, evidence())
     assert row.enqueue_s == 3.5
-    assert row.load_s == 2.5
+    assert row.load_s == 2.0
     assert (finish(BLANK, [result()], evidence()).enqueue_s, BLANK.load_s) == (None, None)
 
 
