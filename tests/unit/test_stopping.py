@@ -97,6 +97,12 @@ def test_a_budget_that_allowed_for_both_windows_was_not_too_small():
     assert "had not settled" in (rule.doubt or "")
 
 
+@pytest.mark.parametrize("slow", [3, 4, 5])
+def test_windows_follow_each_other_and_only_the_last_two_count(slow):
+    samples = itertools.chain([2.0] * slow, itertools.repeat(1.0))
+    assert feed(WarmUp(budget_s=10), samples) == 15
+
+
 def test_constant_times_need_no_more_than_the_floor():
     assert feed(StopRule(budget_s=10), itertools.repeat(1.0)) == FLOOR
 
@@ -164,6 +170,8 @@ def test_six_samples_are_the_first_that_bound_a_median():
     assert rule.error() == math.inf
     rule.add(6.0, 0.0)
     assert rule.error() == pytest.approx((6 - 1) / 2 / 3.5)
+    rule.add(7.0, 0.0)
+    assert rule.error() == pytest.approx((7 - 1) / 2 / 4)
 
 
 @pytest.mark.parametrize("middle", [0.0, -0.5])
