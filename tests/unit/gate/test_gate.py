@@ -187,6 +187,17 @@ def test_the_engine_is_driven_as_the_contract_says(golden: Golden):
     assert [done for done, _ in progress] == list(range(1, progress[-1][1] + 1))
 
 
+def test_a_length_beyond_every_prompt_is_reached_by_forced_steps(golden: Golden):
+    short = replace(golden, prompts=golden.prompts[:1], prefill_shift=golden.prefill_shift[:, :1])
+    engine, progress = FakeEngine(short), []
+    assert verify(engine, short, BATCH, lambda done, total: progress.append((done, total))).passed
+    moves = [(name, value) for name, value in engine.calls if name in ("rewind", "poison") and value]
+    assert moves == [(name, known) for known in (20, 17, 3) for name in ("rewind", "poison")]
+    fed = [value[0] for name, value in engine.calls if name == "feed"]
+    assert fed == [*range(20, 56), *range(17, 33), *range(3, 19)]
+    assert progress == [(done, 5) for done in range(1, 6)]
+
+
 def test_every_prompt_is_prefilled_into_poison_and_over_another_sequence(golden: Golden):
     class Remembering(FakeEngine):
         """Keeps what the cache held before each prefill whose logits are read."""
