@@ -262,8 +262,9 @@ class Tuner(Chooser, Protocol):
     ) -> None:
         """Time what there is to choose on the device, which is here, and write the choices into a folder."""
 
-    def choices(self, folder: Path) -> str:
-        """Return what a build takes from such a folder, and nothing of how long anything took.
+    def choices(self, folder: Path, target: Target, options: Mapping[str, str]) -> str:
+        """Return all that is chosen for a build with such a folder, and nothing of how long anything took.
 
-        Builds with the same choices make the same engine. Imports no framework.
+        Builds with the same choices make the same engine, on the device, where the target has no `card`, and
+        elsewhere. Imports no framework.
         """

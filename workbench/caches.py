@@ -141,6 +141,8 @@ def _outline(node: Any) -> Any:
         return [_outline(each) for each in node if not _is_text(each)]
     if not isinstance(node, ast.AST):
         return repr(node)
+    if isinstance(node, ast.JoinedStr):  # some end its parts by an empty one
+        node.values = [each for each in node.values if getattr(each, "value", None) != ""]
     fields = ((name, _outline(value)) for name, value in ast.iter_fields(node) if value is not None)
     return [type(node).__name__, *(field for field in fields if field[1])]
 

@@ -28,11 +28,11 @@ app = typer.Typer(
 
 GOES_ON = (
     "what was measured is kept: the same command goes on from there, one of fewer --repeats ends with the "
-    "processes that there are, and one with --again or --against begins anew"
+    "processes that there are, and one with {} begins anew"
 )
 STOPPED = {
-    "compare": GOES_ON,
-    "calibrate": GOES_ON,
+    "compare": GOES_ON.format("--again or --against"),
+    "calibrate": GOES_ON.format("--again"),
     "track": "the same command begins anew",
     "build": "engines that were finished are kept, and the same command builds the others",
 }
@@ -206,6 +206,7 @@ def run() -> int:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # none where the help was printed instead
+        # How pydantic, which some releases of typer ask, begins what an option's own parser says.
         return complain(message.replace("Value error, ", "")) if message else options.USAGE
     if code == options.INTERRUPTED:
         told = [STOPPED[name] for name in sys.argv[1:2] if name in STOPPED]

@@ -59,7 +59,8 @@ Repeats = Annotated[int | None, typer.Option(help="Processes a row is measured i
 Budget = Annotated[
     float | None,
     typer.Option(
-        help="Seconds that warming up may take, and then the samples of each row. Default: 5, on a GPU 4."
+        help="Seconds that warming up may take, less its first sample, and then the samples of each row. "
+        "Default: 5, on a GPU 4."
     ),
 ]
 Against = Annotated[

@@ -118,13 +118,15 @@ def markdown(settings: Sequence[Setting]) -> str:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; raises UserError.
+    """Write a file whole or not at all, at the end of a link if it is one; raises UserError.
 
-    What is no plain file, a link or a device, is written to: its name must not become a file's.
+    What is no plain file, a pipe or a device, is written to: its name must not become a file's.
     """
-    plain = not path.is_symlink() and (path.is_file() or not path.exists())
     try:
-        write_atomically(path, content) if plain else path.write_bytes(content)
+        if path.is_file() or not path.exists():
+            write_atomically(path.resolve(), content)
+        else:
+            path.write_bytes(content)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; --out names another place, nothing was changed"

@@ -4,8 +4,6 @@ import bisect
 import math
 from statistics import median
 
-from workbench import units
-
 WARM_WINDOW = 5
 """Samples a window: the smallest odd number whose median withstands two outliers."""
 WARM_TOLERANCE = 0.02
@@ -71,10 +69,10 @@ class WarmUp:
         if self._settled:
             return None
         if count < needed:
-            enough = units.significant(self._spent_s / max(count - WARM_FREE, 1) * (needed - WARM_FREE))
+            enough = self._spent_s / max(count - WARM_FREE, 1) * (needed - WARM_FREE)
             return (
                 f"warming up had time for {count} of the {needed} samples that can settle: a --budget above "
-                f"{enough} s has"
+                f"{math.ceil(enough * 100) / 100:g} s has"
             )
         return "the times had not settled when warming up ended: rerun on an idle machine"
 
@@ -84,14 +82,15 @@ class WarmUp:
         if len(self._samples) <= WARM_FREE:
             self._free_s = elapsed_s
         self._spent_s = elapsed_s - self._free_s
-        if elapsed_s < min(self._least_s, self._budget_s):
+        if self._spent_s < min(self._least_s, self._budget_s):
             return False
-        self._settled = self._windows_agree()
-        return self._settled or len(self._samples) >= self._cap or self._spent_s >= self._budget_s
+        over = len(self._samples) >= self._cap or self._spent_s >= self._budget_s
+        self._settled = (over or len(self._samples) % self._window == 0) and self._windows_agree()
+        return self._settled or over
 
     def _windows_agree(self) -> bool:
         count = len(self._samples)
-        if count < 2 * self._window or count % self._window:
+        if count < 2 * self._window:
             return False
         newer = median(self._samples[-self._window :])
         older = median(self._samples[-2 * self._window : -self._window])

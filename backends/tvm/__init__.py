@@ -143,7 +143,7 @@ class Tvm:
         if not (folder / TRIALS).read_text().strip():
             raise Unsupported("tune= timed no schedule of a product, so there is nothing to keep")
 
-    def choices(self, folder: Path) -> str:
+    def choices(self, folder: Path, target: Target, options: Mapping[str, str]) -> str:  # noqa: ARG002
         """Return the fastest schedule of each product."""
         return choose_fastest(read_database(folder))
 

@@ -152,9 +152,10 @@ class Xla:
         if not kept.is_file() or NO_RESULTS.fullmatch(kept.read_bytes()):
             raise Unsupported("XLA timed no kernels for this model, so there is nothing to keep")
 
-    def choices(self, folder: Path) -> str:
-        """Return the kernel of each operation."""
-        return RUN_TIME.sub("", (folder / AUTOTUNED).read_text())
+    def choices(self, folder: Path, target: Target, options: Mapping[str, str]) -> str:
+        """Return how to attend, which is cuDNN's on the device alone, and the kernel of each operation."""
+        attention = "" if options.get("import") == "torch" else attention_of(options, target)
+        return f"{attention}\n" + RUN_TIME.sub("", (folder / AUTOTUNED).read_text())
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:
         """Place the weights and allocate the state."""

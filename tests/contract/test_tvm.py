@@ -235,7 +235,7 @@ def test_trials_run_once_and_the_fastest_schedules_are_compiled(
     taken = {}
     for record in records:  # the fastest first
         taken.setdefault(record.workload.as_json()[0], record.trace.as_json())
-    assert json.loads(backend.choices(tmp_path)) == json.loads(json.dumps(taken, default=plain))
+    assert json.loads(backend.choices(tmp_path, CPU, options)) == json.loads(json.dumps(taken, default=plain))
     target = name_target(CPU, stock=False)
     with target:
         passes = [*fusing_passes(), tvm.relax.transform.MetaScheduleApplyDatabase(str(tmp_path))]

@@ -88,7 +88,7 @@ class Keeper:
         (folder / "choices").write_text("kernel 7")
         (folder / "seconds").write_text(str(time.perf_counter()))
 
-    def choices(self, folder: Path) -> str:
+    def choices(self, folder: Path, target: Target, options: Mapping[str, str]) -> str:
         return (folder / "choices").read_text()
 
     def load(self, artefact: Artefact, weights: Weights) -> Engine:

@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from workbench.gate import GATE
 from workbench.record import ProcessRun, Record
 from workbench.statistics import summarise
+from workbench.stopping import STOPPING
+
+RULES = {"gate": GATE, **STOPPING}
+"""Of a protocol: how rows are verified and timed today."""
 
 TRACK_TABLE = """
 [tool.workbench.track]

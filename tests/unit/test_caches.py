@@ -1,5 +1,6 @@
 """Which edits make a backend's rows be measured anew."""
 
+import ast
 import hashlib
 import importlib.util
 import sys
@@ -185,3 +186,13 @@ def test_bytecode_is_left_to_python_where_it_is_or_will_be(
     else:
         monkeypatch.setattr(caches.importlib.util, "find_spec", lambda name: None)
     assert bytecode_environment(sys.executable) == {}
+
+
+def test_an_empty_text_is_dropped_where_some_pythons_add_one_and_nowhere_else() -> None:
+    parts, empty = ast.parse('f"{value:>{width}}"'), ast.Constant("")
+    called = ast.parse("call('', 1)")
+    for node in ast.walk(parts):
+        if isinstance(node, ast.JoinedStr):
+            node.values.append(empty)
+    assert caches._outline(parts) == caches._outline(ast.parse('f"{value:>{width}}"'))
+    assert caches._outline(called) != caches._outline(ast.parse("call(1)"))

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from models.errors import UserError
-from tests.unit.builders import record
+from tests.unit.builders import RULES, record
 from workbench.publish import read_records
 from workbench.record import ProcessRun, Record
 from workbench.store import Store
-from workbench.tracking.floors import calibrate_command, calibration_folder, find_floor, floor_of
+from workbench.tracking.floors import advise, calibration_folder, find_floor, floor_of
 
 GPU = {"name": "Test CPU", "threads": 2, "uuid": "here"}
 
@@ -19,11 +19,11 @@ GPU = {"name": "Test CPU", "threads": 2, "uuid": "here"}
 def calibration(step: float = 0.01, count: int = 10, **changes: Any) -> Record:
     """Return an A/A row whose processes differ by `step` from one to the next."""
     runs = tuple(ProcessRun((1 + index * step,) * 3) for index in range(count))
-    values = {"gpu": GPU, "protocol": {"gate": 1, "processes": count}, "processes": runs}
+    values = {"gpu": GPU, "protocol": {**RULES, "processes": count}, "processes": runs}
     return record(**(values | changes))
 
 
-ROW = record(gpu=GPU)
+ROW = record(gpu=GPU, protocol={**RULES, "processes": 2})
 
 
 def test_a_row_that_was_calibrated_itself_has_its_own_floor() -> None:
@@ -56,7 +56,7 @@ def test_runs_of_the_same_code_are_no_rows_of_a_report(tmp_path: Path) -> None:
     [
         {"gpu": GPU | {"uuid": "elsewhere"}},
         {"gpu": GPU | {"threads": 1}},
-        {"protocol": {"gate": 2, "processes": 10}},
+        {"protocol": {**RULES, "gate": 1, "processes": 10}},
         {"phase": "prefill", "clock": "drained"},
         {"status": "crashed", "time_s": None},
         {"count": 9},
@@ -72,6 +72,7 @@ def test_what_tells_nothing_of_the_row_is_not_taken_and_the_command_is_named(cha
     ("device", "budget_s", "results", "more"),
     [
         ("cpu", 5.0, "results", ""),
+        ("cuda:1", 4.0, "results", ""),
         ("cpu", 0.5, "results", " --budget 0.5"),
         ("cuda:0", 5.0, "results", " --budget 5"),
         ("cuda:0", 4.0, "./results", ""),
@@ -82,5 +83,10 @@ def test_the_command_gives_a_floor_to_these_very_rows(
     device: str, budget_s: float, results: str, more: str
 ) -> None:
     row = replace(ROW, device=device, protocol={**ROW.protocol, "budget_s": budget_s})
-    command = calibrate_command(row, Path(results))
-    assert command == f"python -m workbench calibrate --phases decode{more}"
+    command = f"python -m workbench calibrate --phases decode --device {device}{more}"
+    assert advise(row, Path(results)) == f"run `{command}` there"
+
+
+def test_a_row_by_older_rules_is_to_be_measured_anew() -> None:
+    row = replace(ROW, protocol={**ROW.protocol, "gate": 1})
+    assert advise(row, Path("results")).endswith("measure it anew")

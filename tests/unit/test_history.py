@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from tests.unit.builders import record
+from tests.unit.builders import RULES, record
 from workbench.record import ProcessRun, Record
 from workbench.statistics import summarise
 from workbench.store import Store
@@ -152,7 +152,10 @@ def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
     tmp_path: Any, capsys: Any
 ) -> None:
     store = Store(tmp_path, lambda line: None)
-    for row in [*ROW, *(at(day, 1.0, gpu=ELSEWHERE, batch=batch) for day in (1, 2) for batch in (1, 8))]:
+    for row in [
+        *ROW,
+        *(at(day, 1.0, gpu=ELSEWHERE, batch=batch, protocol=RULES) for day in (1, 2) for batch in (1, 8)),
+    ]:
         store.append(row)
     keep_calibration(tmp_path)
     found = follow(Wanted(), tmp_path)
@@ -162,7 +165,7 @@ def test_rows_without_a_noise_floor_are_listed_and_one_line_says_what_to_run(
     assert printed.count("eager decode b8 c128, tiny float32, Other CPU") == 1
     assert printed.count("no noise floor, so any step in 2 records is unknown") == 2
     advice = "Other CPU has no noise floor for decode yet, so the steps of rows there are unknown: "
-    advice += f"run `python -m workbench calibrate --phases decode --results {tmp_path}` there"
+    advice += f"run `python -m workbench calibrate --phases decode --device cpu --results {tmp_path}` there"
     assert printed.splitlines()[-1] == advice
     assert printed.count(advice) == 1
     write(found, as_json=True)

@@ -18,6 +18,21 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
         assert (tmp_path / "first.md").read_bytes() == content
 
 
+def test_what_cannot_be_written_whole_leaves_what_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first.md").write_bytes(b"old")
+    (tmp_path / "latest.md").symlink_to("first.md")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="nothing was changed"):
+        put(tmp_path / "latest.md", b"new")
+    assert (tmp_path / "first.md").read_bytes() == b"old"
+
+
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

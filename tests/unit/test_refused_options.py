@@ -1,5 +1,6 @@
 """Options that a device has not are refused before a worker is started for them, as a build refuses them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from backends import registry
 from backends.contract import Probe, Refuser, Shapes, Target, Unsupported
 from models.config import PRESETS
-from workbench.building.work import tell_choice
+from workbench.building.work import tell_choice, tune_backend
 from workbench.comparing.contestants import Contestant
+from workbench.events import Events
+from workbench.job import TuneJob
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = Target("cpu", "float32", "x86_64")
@@ -77,3 +80,10 @@ for name in {names}:
 assert not set(sys.modules) & {{"torch", "jax", "tvm", "iree", "onnxruntime", "onnx", "flashinfer"}}
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_nothing_is_timed_for_options_that_a_build_would_refuse(tmp_path: Path) -> None:
+    options = {"import": "torch", "attention": "products"}
+    job = TuneJob("xla", options, PRESETS["tiny"], SHAPES, GPU, str(tmp_path))
+    with pytest.raises(Unsupported, match="leave out attention="):
+        tune_backend(job, Events(os.open(os.devnull, os.O_WRONLY)))

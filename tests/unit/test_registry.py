@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,3 +147,11 @@ def test_a_third_party_class_that_is_no_backend_is_named(site: Path) -> None:
     install(site, "class Third:\n    name = 'third'\n    options = {}\n    def build(self): ...\n")
     with pytest.raises(UserError, match=r"'third' of third-dist.*lacks probe, load"):
         registry.find("third")
+
+
+def test_the_core_may_import_no_backend_but_null() -> None:
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
+    *_, contract = tomllib.loads(text)["tool"]["importlinter"]["contracts"]
+    assert set(contract["forbidden_modules"]) == {f"backends.{name}" for name in registry.BUILTIN} - {
+        "backends.null"
+    }

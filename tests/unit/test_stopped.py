@@ -11,7 +11,8 @@ from workbench import cli
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("compare", f"stopped; {cli.GOES_ON}"),
+        ("compare", f"stopped; {cli.GOES_ON.format('--again or --against')}"),
+        ("calibrate", f"stopped; {cli.GOES_ON.format('--again')}"),
         ("track", "stopped; the same command begins anew"),
         ("build", "stopped; engines that were finished are kept, and the same command builds the others"),
         ("report", "stopped"),

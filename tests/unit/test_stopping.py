@@ -60,12 +60,12 @@ def test_times_that_never_settle_end_at_the_cap_and_say_so():
 
 def test_warming_up_lasts_long_enough_for_clocks_to_rise():
     rule = WarmUp(budget_s=10, least_s=0.2)
-    assert feed(rule, itertools.repeat(0.01), elapsed=lambda count: 0.01 * count) == 20
+    assert feed(rule, itertools.repeat(0.01), elapsed=lambda count: 0.01 * count) == 25
 
 
 def test_the_cap_does_not_end_warming_up_before_clocks_have_risen():
     rule = WarmUp(budget_s=10, least_s=0.2)
-    assert feed(rule, itertools.repeat(5e-4), elapsed=lambda count: 5e-4 * count) == 400
+    assert feed(rule, itertools.repeat(5e-4), elapsed=lambda count: 5e-4 * count) == 401
     assert rule.doubt is None
 
 

@@ -101,6 +101,17 @@ def test_how_long_a_kernel_ran_is_no_choice(tmp_path: Path) -> None:
         RESULTS.replace("algorithm: 7", "algorithm: 8"),
     ):
         (tmp_path / AUTOTUNED).write_text(results)
-        found.append(Xla().choices(tmp_path))
+        found.append(Xla().choices(tmp_path, GPU, {}))
     assert found[0] == found[1] != found[2]
-    assert found[0] == RESULTS.replace("    run_time {\n      nanos: 21504\n    }\n", "")
+    assert found[0].endswith("\n" + RESULTS.replace("    run_time {\n      nanos: 21504\n    }\n", ""))
+
+
+def test_how_to_attend_is_chosen_with_the_kernels(tmp_path: Path) -> None:
+    (tmp_path / AUTOTUNED).write_text(RESULTS)
+    here, elsewhere = (replace(GPU, dtype="bfloat16", card=card) for card in (None, "h100"))
+    found = {
+        Xla().choices(tmp_path, target, options)
+        for target in (here, elsewhere)
+        for options in ({}, {"attention": "products"}, {"import": "torch"})
+    }
+    assert {each.partition("\n")[0] for each in found} == {"cudnn", "products", ""}

@@ -169,7 +169,7 @@ class Builder:
         if not order.chooser:
             return TUNES_NOTHING, order.aim
         if order.tuner and (found := self.find_data(order)):
-            choices = digest({"choices": order.tuner.choices(found.folder)})
+            choices = digest({"choices": order.tuner.choices(found.folder, order.aim, order.named[1])})
             return Tuning(choices, found.manifest.timed_on), replace(order.aim, tuning=str(found.folder))
         return UNTUNED if order.here is None else tuned_on(order.here), order.aim
 
@@ -187,7 +187,7 @@ class Builder:
             raise Failed("build_failed", f"{data} are damaged: {damage}; {cure}") from damage
         if found and order.here and order.here.name != found.manifest.timed_on:
             difference = f"were timed on {found.manifest.timed_on}, and this is {order.here.name}"
-            self.progress.warn(f"{data} {difference}: not used; without that folder --tune times anew")
+            self.progress.warn(f"{data} {difference}: not used; `build --tune` times anew, for this one")
             return None
         return found
 
@@ -204,7 +204,8 @@ class Builder:
                 return  # checked where they are read
             raise Failed("unsupported", f"--tune needs the GPU itself: there is no {order.target} here")
         with self.store.locked(recipe, partial(self.wait, order)):
-            if self.find(recipe, TUNING_DATA) is not None:
+            found = self.find(recipe, TUNING_DATA)
+            if found is not None and found.manifest.timed_on == order.here.name:
                 return
             try:
                 self.search(order, recipe, order.here)

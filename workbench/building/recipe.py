@@ -1,4 +1,4 @@
-"""What an engine is made of: the store finds it by that. Pure, but for a look at our own code."""
+"""What an engine is made of: the store finds it by that. Asks only this machine and our own code."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -108,6 +108,8 @@ def tune_backend(job: TuneJob, events: Events) -> None:
     backend = registry.find(job.backend)
     if not isinstance(backend, Tuner):
         raise Unsupported(f"{job.backend} chooses among nothing that could be timed")
+    if refusal := tell_refusal(backend, job.target, job.options):
+        raise Unsupported(refusal)
     events.enter("build")
     backend.tune(job.config, job.shapes, job.target, job.options, Path(job.folder))
 

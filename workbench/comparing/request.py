@@ -59,6 +59,11 @@ class Settings:
     budget_s: float
 
 
+def usual_budget_s(device: str) -> float:
+    """Return the budget where none is given [s]."""
+    return CPU_BUDGET_S if device == "cpu" else GPU_BUDGET_S
+
+
 def settle(request: Request, device: str) -> Settings:
     """Fill in what the request leaves to the device, `cpu` or `cuda:N`; raises UserError."""
     on_cpu = device == "cpu"
@@ -75,8 +80,7 @@ def settle(request: Request, device: str) -> Settings:
         raise UserError(f"--repeats {repeats}: at least one process must measure each row")
     if repeats > MOST_REPEATS:
         raise UserError(f"--repeats {repeats}: at most {MOST_REPEATS} processes measure a row")
-    usual_s = CPU_BUDGET_S if on_cpu else GPU_BUDGET_S
-    budget_s = request.budget_s if request.budget_s is not None else usual_s
+    budget_s = request.budget_s if request.budget_s is not None else usual_budget_s(device)
     if not 0 < budget_s < math.inf:
         raise UserError(f"--budget {budget_s:g}: give a finite number of seconds above 0")
     if budget_s > MOST_BUDGET_S:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.errors import UserError
-from workbench.comparing.request import CPU_BUDGET_S, GPU_BUDGET_S
+from workbench.comparing.request import usual_budget_s
+from workbench.gate import GATE
 from workbench.ratios import difference, samples, workload_of
 from workbench.record import Record
 from workbench.report import row_title
+from workbench.stopping import STOPPING
 from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor
 
 CALIBRATION = "calibration"
@@ -36,8 +38,7 @@ def find_floor(record: Record, calibrated: Sequence[Record], results: Path = RES
     floor = known_floor(record, calibrated)
     if floor is None:
         raise UserError(
-            f"{lack(record)}, so {row_title(record)} can have no verdict: "
-            f"run `{calibrate_command(record, results)}` there first"
+            f"{lack(record)}, so {row_title(record)} can have no verdict: {advise(record, results)} first"
         )
     return floor
 
@@ -66,14 +67,18 @@ def lack(record: Record) -> str:
     return f"{record.gpu.get('name')} has no noise floor for {record.phase} yet"
 
 
-def calibrate_command(record: Record, results: Path) -> str:
-    """Write the command that gives a row of these results a noise floor: by the row's protocol, beside it."""
-    usual_s = CPU_BUDGET_S if record.device == "cpu" else GPU_BUDGET_S
+def advise(record: Record, results: Path) -> str:
+    """Say what gives a row of these results a noise floor: A/A runs on its device, beside them."""
+    rules = {"gate": GATE, **STOPPING}
+    if any(record.protocol.get(name) != rule for name, rule in rules.items()):
+        return "it was verified or timed by other rules than today's: measure it anew"
+    usual_s = usual_budget_s(record.device)
     budget_s = record.protocol.get("budget_s", usual_s)
-    command = f"python -m workbench calibrate --phases {record.phase}"
+    command = f"python -m workbench calibrate --phases {record.phase} --device {record.device}"
     command += f" --budget {budget_s:g}" if budget_s != usual_s else ""
     elsewhere = results.resolve() != RESULTS.resolve()
-    return command + (f" --results {shlex.quote(str(results))}" if elsewhere else "")
+    command += f" --results {shlex.quote(str(results))}" if elsewhere else ""
+    return f"run `{command}` there"
 
 
 def same_machine(calibration: Record, record: Record) -> bool:

@@ -10,7 +10,7 @@ from workbench.progress import Progress
 from workbench.record import Record
 from workbench.store import Store
 from workbench.tracking.earlier import describe
-from workbench.tracking.floors import calibrate_command, calibration_folder, known_floor, lack
+from workbench.tracking.floors import advise, calibration_folder, known_floor, lack
 from workbench.tracking.history import History, Wanted, find_steps, group
 
 
@@ -32,7 +32,6 @@ def trace(records: Sequence[Record], calibrated: Sequence[Record], results: Path
     last = records[-1]
     floor = known_floor(last, calibrated) if len(records) > 1 else 0.0
     if floor is None:
-        command = calibrate_command(last, results)
-        advice = f"{lack(last)}, so the steps of rows there are unknown: run `{command}` there"
+        advice = f"{lack(last)}, so the steps of rows there are unknown: {advise(last, results)}"
         return History(tuple(records), (), advice)
     return History(tuple(records), tuple(find_steps(records, floor)))

@@ -33,7 +33,7 @@ def refuse_nothing_saved(option: Any) -> None:
         raise UserError(f"--benchmark-compare: nothing of this device and protocol is in {folder}: {SAVE}")
     try:
         found = known[-1:] if wanted is True else storage.query(wanted)
-    except ValueError:  # a path of several folders
+    except (ValueError, NotImplementedError):  # a path of several folders, or of one below the root
         found = []
     if not found:
         names = f"choose from {', '.join(path.stem for path in known)}" if known else SAVE
@@ -43,6 +43,8 @@ def refuse_nothing_saved(option: Any) -> None:
 
 def refuse_nothing_in_common(compared: dict[Any, Collection[str]], names: Collection[str]) -> None:
     """Refuse to compare with files that have none of these rows; raises UserError."""
+    if not compared:
+        raise UserError(f"--benchmark-compare: nothing is saved there: {SAVE}")
     saved = [name for each in compared.values() for name in each]
     if set(saved).isdisjoint(names):
         files, rows = ", ".join(map(str, compared)), ", ".join(saved)

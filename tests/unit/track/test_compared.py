@@ -51,6 +51,7 @@ def test_a_run_of_other_work_is_refused_before_anything_is_measured(
         ),
         (["--benchmark-compare=0007"], ["--benchmark-compare=0007: no such file", "--benchmark-save=NAME"]),
         (["--benchmark-compare=gone/to/nowhere.json"], ["=gone/to/nowhere.json: no such file"]),
+        (["--benchmark-compare=/gone.json"], ["=/gone.json: no such file"]),
         (["--benchmark-compare-fail=mean:5%"], ["give --benchmark-compare as well"]),
     ],
 )
