@@ -1,9 +1,9 @@
 """Options that a device has not are refused before a worker is started for them, as a build refuses them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -86,4 +86,4 @@ def test_nothing_is_timed_for_options_that_a_build_would_refuse(tmp_path: Path) 
     options = {"import": "torch", "attention": "products"}
     job = TuneJob("xla", options, PRESETS["tiny"], SHAPES, GPU, str(tmp_path))
     with pytest.raises(Unsupported, match="leave out attention="):
-        tune_backend(job, Events(os.open(os.devnull, os.O_WRONLY)))
+        tune_backend(job, cast(Events, None))  # no stage is entered
