@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import ROOT, Run
-from tests.unit.builders import record
+from tests.unit.builders import RULES, record
 from workbench.record import Record
 from workbench.store import Store
 from workbench.tracking.floors import calibration_folder
@@ -92,7 +92,7 @@ def check_history(workbench: Run) -> None:
 def test_history_lists_rows_without_a_noise_floor(workbench: Run, tmp_path: Path) -> None:
     kept = Store(tmp_path / "results", lambda line: None)
     for run in ("first", "second"):
-        kept.append(record(run=run))
+        kept.append(record(run=run, protocol=RULES))
     done = workbench("history")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("Test CPU has no noise floor for decode yet") == 1
