@@ -205,7 +205,7 @@ def test_options_are_settled_before_anything_is_compiled() -> None:
 
 def plain(value: Any) -> Any:
     """Return a list of TVM's as one of Python's, or a number."""
-    return list(value) if hasattr(value, "__len__") else int(value)
+    return list(value) if hasattr(value, "__len__") else value.value
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
