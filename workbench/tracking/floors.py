@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.errors import UserError
-from workbench.comparing.request import usual_budget_s
+from workbench.comparing.request import Request, usual_budget_s
 from workbench.gate import GATE
 from workbench.ratios import difference, samples, workload_of
 from workbench.record import Record
@@ -19,8 +19,6 @@ from workbench.stopping import STOPPING
 from workbench.tracking.verdict import LEAST_CALIBRATION, noise_floor
 
 CALIBRATION = "calibration"
-RESULTS = Path("results")
-"""Where commands look for records if nothing else is said."""
 
 
 def calibration_folder(results: Path) -> Path:
@@ -33,7 +31,7 @@ def floor_of(record: Record) -> float:
     return noise_floor(samples(record))
 
 
-def find_floor(record: Record, calibrated: Sequence[Record], results: Path = RESULTS) -> float:
+def find_floor(record: Record, calibrated: Sequence[Record], results: Path = Request.results) -> float:
     """Return the noise floor for a row of these results; raises UserError if it has none."""
     floor = known_floor(record, calibrated)
     if floor is None:
@@ -76,7 +74,7 @@ def advise(record: Record, results: Path) -> str:
     budget_s = record.protocol.get("budget_s", usual_s)
     command = f"python -m workbench calibrate --phases {record.phase} --device {record.device}"
     command += f" --budget {budget_s:g}" if budget_s != usual_s else ""
-    elsewhere = results.resolve() != RESULTS.resolve()
+    elsewhere = results.resolve() != Request.results.resolve()
     command += f" --results {shlex.quote(str(results))}" if elsewhere else ""
     return f"run `{command}` there"
 
